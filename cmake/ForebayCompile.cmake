@@ -1,0 +1,29 @@
+# Language level, warnings and sanitizers of everything below this directory. As a sub-project this reaches only
+# Forebay's own targets: directory properties do not leave the directory.
+
+set(CMAKE_CXX_STANDARD 23)
+set(CMAKE_CXX_STANDARD_REQUIRED ON)
+set(CMAKE_CXX_EXTENSIONS OFF)
+if(PROJECT_IS_TOP_LEVEL)
+  set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
+endif()
+
+add_compile_options(
+  -Wall -Wextra -Wpedantic -Wshadow -Wnon-virtual-dtor -Woverloaded-virtual -Wold-style-cast -Wcast-qual
+  -Wimplicit-fallthrough -Wextra-semi -Wundef -Wvla
+  $<$<CXX_COMPILER_ID:Clang>:-Wthread-safety>
+  $<$<CXX_COMPILER_ID:GNU>:-Wduplicated-cond>
+  $<$<CXX_COMPILER_ID:GNU>:-Wlogical-op>)
+if(FOREBAY_WERROR)
+  add_compile_options(-Werror)
+endif()
+
+# FOREBAY_DCHECK and the standard library's own checks: in debug and sanitizer builds.
+if(CMAKE_BUILD_TYPE STREQUAL "Debug" OR FOREBAY_SANITIZE)
+  add_compile_definitions(FOREBAY_DEBUG _GLIBCXX_ASSERTIONS)
+endif()
+
+if(FOREBAY_SANITIZE)
+  add_compile_options(-fsanitize=${FOREBAY_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer)
+  add_link_options(-fsanitize=${FOREBAY_SANITIZE})
+endif()

@@ -1,0 +1,47 @@
+# The program: <build>/forebay.
+
+find_package(CLI11 REQUIRED)
+find_package(nlohmann_json REQUIRED)
+pkg_check_modules(libsystemd REQUIRED IMPORTED_TARGET libsystemd)
+
+file(GLOB tool_sources CONFIGURE_DEPENDS tools/forebay/*.cc)
+list(FILTER tool_sources EXCLUDE REGEX "_(test|bench)\\.cc$")
+file(GLOB tool_test_sources CONFIGURE_DEPENDS tools/forebay/*_test.cc)
+
+# All of the program but the file with main() is a library, so that the tests of tools/ can link it.
+set(tool_main_sources "")
+set(tool_library_sources "")
+foreach(source IN LISTS tool_sources)
+  file(STRINGS "${source}" main_lines REGEX "^(int|auto) main\\(")
+  if(main_lines)
+    list(APPEND tool_main_sources "${source}")
+  else()
+    list(APPEND tool_library_sources "${source}")
+  endif()
+endforeach()
+
+add_library(forebay_tool_deps INTERFACE)
+target_include_directories(forebay_tool_deps INTERFACE "${PROJECT_SOURCE_DIR}")
+target_link_libraries(forebay_tool_deps INTERFACE
+  forebay CLI11::CLI11 nlohmann_json::nlohmann_json PkgConfig::libsystemd)
+
+set(tool_library forebay_tool_deps)
+if(tool_library_sources)
+  set(tool_library forebay_tool_lib)
+  add_library(forebay_tool_lib STATIC ${tool_library_sources})
+  target_link_libraries(forebay_tool_lib PUBLIC forebay_tool_deps)
+endif()
+
+if(tool_main_sources)
+  add_executable(forebay_tool ${tool_main_sources})
+  target_link_libraries(forebay_tool PRIVATE ${tool_library})
+  set_target_properties(forebay_tool PROPERTIES
+    OUTPUT_NAME forebay
+    RUNTIME_OUTPUT_DIRECTORY "${PROJECT_BINARY_DIR}")
+endif()
+
+# What `make` builds: the library, and the program once there is one.
+add_custom_target(program DEPENDS forebay)
+if(TARGET forebay_tool)
+  add_dependencies(program forebay_tool)
+endif()
