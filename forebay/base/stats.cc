@@ -1,0 +1,45 @@
+#include "forebay/base/stats.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace forebay {
+namespace {
+
+std::atomic<unsigned> next_thread_number{0};
+
+}  // namespace
+
+unsigned thread_number() noexcept {
+  // relaxed: only the number itself matters.
+  thread_local const unsigned number = next_thread_number.fetch_add(1, std::memory_order_relaxed);
+  return number;
+}
+
+void histogram::merge(const histogram& other) noexcept {
+  for (unsigned i = 0; i < bucket_count; ++i) {
+    const std::uint64_t n = other.buckets_[i].load(std::memory_order_relaxed);  // relaxed: a statistic
+    if (n != 0) buckets_[i].fetch_add(n, std::memory_order_relaxed);            // relaxed: a statistic
+  }
+}
+
+std::uint64_t histogram::count() const noexcept {
+  std::uint64_t sum = 0;
+  for (const auto& b : buckets_) sum += b.load(std::memory_order_relaxed);  // relaxed: a statistic
+  return sum;
+}
+
+std::uint64_t histogram::percentile(double fraction) const noexcept {
+  const std::uint64_t total = count();
+  if (total == 0) return 0;
+  const double wanted = std::ceil(std::clamp(fraction, 0.0, 1.0) * static_cast<double>(total));
+  const auto rank = std::max<std::uint64_t>(1, static_cast<std::uint64_t>(wanted));
+  std::uint64_t seen = 0;
+  for (unsigned i = 0; i < bucket_count; ++i) {
+    seen += buckets_[i].load(std::memory_order_relaxed);  // relaxed: a statistic
+    if (seen >= rank) return bucket_top(i);
+  }
+  return bucket_top(bucket_count - 1);
+}
+
+}  // namespace forebay
