@@ -1,0 +1,41 @@
+// Owning file descriptor, and the two descriptors that carry events: eventfd and signalfd.
+#pragma once
+
+#include <csignal>
+#include <initializer_list>
+#include <utility>
+
+#include "forebay/base/result.h"
+
+namespace forebay {
+
+// Closes on destruction. -1 is "none".
+class unique_fd {
+ public:
+  unique_fd() noexcept = default;
+  explicit unique_fd(int fd) noexcept : fd_(fd) {}
+  unique_fd(unique_fd&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+  unique_fd& operator=(unique_fd&& other) noexcept {
+    if (this != &other) reset(std::exchange(other.fd_, -1));
+    return *this;
+  }
+  ~unique_fd() { reset(); }
+
+  int get() const noexcept { return fd_; }
+  explicit operator bool() const noexcept { return fd_ >= 0; }
+  int release() noexcept { return std::exchange(fd_, -1); }
+  void reset(int fd = -1) noexcept;
+
+ private:
+  int fd_ = -1;
+};
+
+// An eventfd: signal() from any thread makes it readable (8 bytes).
+result<unique_fd> make_event_fd();
+void signal_event_fd(int fd) noexcept;
+
+// Blocks `signals` for the calling thread (and those it starts) and returns a descriptor that reads them as
+// signalfd_siginfo records (128 bytes each).
+result<unique_fd> make_signal_fd(std::initializer_list<int> signals);
+
+}  // namespace forebay

@@ -1,0 +1,127 @@
+#include "forebay/os/memory.h"
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <fstream>
+#include <string>
+
+#include "forebay/base/cache_line.h"
+
+namespace forebay {
+namespace {
+
+constexpr std::size_t huge_page_bytes = 2u << 20;
+constexpr std::size_t ordinary_page_bytes = 4096;
+
+std::byte* map_anonymous(std::size_t bytes, int extra_flags) noexcept {
+  void* p = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | extra_flags, -1, 0);
+  return p == MAP_FAILED ? nullptr : static_cast<std::byte*>(p);
+}
+
+// Maps with slack and gives the ends back, so that the result starts on a huge-page boundary.
+std::byte* map_huge_aligned(std::size_t bytes) noexcept {
+  std::byte* raw = map_anonymous(bytes + huge_page_bytes, 0);
+  if (raw == nullptr) return nullptr;
+  const auto address = reinterpret_cast<std::uintptr_t>(raw);
+  const std::size_t head = round_up(address, huge_page_bytes) - address;
+  if (head != 0) ::munmap(raw, head);
+  if (head != huge_page_bytes) ::munmap(raw + head + bytes, huge_page_bytes - head);
+  return raw + head;
+}
+
+bool transparent_huge_pages_off() {
+  std::ifstream in("/sys/kernel/mm/transparent_hugepage/enabled");
+  std::string line;
+  return !std::getline(in, line) || line.find("[never]") != std::string::npos;
+}
+
+// The limit in one file of the cgroup file system; "no limit" where it has none.
+std::uint64_t read_limit(const std::string& path) {
+  std::ifstream in(path);
+  std::uint64_t value = 0;
+  return in >> value ? value : UINT64_MAX;
+}
+
+// The smallest limit on the way from this process's cgroup to the root of its hierarchy.
+std::uint64_t cgroup_limit() {
+  std::uint64_t limit = UINT64_MAX;
+  std::ifstream in("/proc/self/cgroup");
+  for (std::string line; std::getline(in, line);) {
+    const auto first = line.find(':');
+    const auto second = line.find(':', first + 1);
+    if (first == std::string::npos || second == std::string::npos) continue;
+    const std::string controllers = line.substr(first + 1, second - first - 1);
+    const bool v2 = controllers.empty();
+    if (!v2 && controllers != "memory") continue;
+    const std::string root = v2 ? "/sys/fs/cgroup" : "/sys/fs/cgroup/memory";
+    const std::string file = v2 ? "/memory.max" : "/memory.limit_in_bytes";
+    std::string path = line.substr(second + 1);
+    for (;;) {
+      limit = std::min(limit, read_limit(root + path + file));
+      if (path.size() <= 1) break;
+      path.resize(std::max<std::size_t>(path.rfind('/'), 0));
+    }
+  }
+  return limit;
+}
+
+}  // namespace
+
+const char* to_string(page_backing b) noexcept {
+  switch (b) {
+    case page_backing::huge_reserved: return "reserved 2 MiB pages";
+    case page_backing::huge_transparent: return "transparent 2 MiB pages";
+    case page_backing::ordinary: return "4 KiB pages";
+  }
+  return "unknown pages";
+}
+
+memory_mapping& memory_mapping::operator=(memory_mapping&& other) noexcept {
+  std::swap(data_, other.data_);
+  std::swap(bytes_, other.bytes_);
+  std::swap(backing_, other.backing_);
+  return *this;
+}
+
+memory_mapping::~memory_mapping() {
+  if (data_ != nullptr) ::munmap(data_, bytes_);
+}
+
+result<memory_mapping> memory_source::map(std::size_t bytes, bool huge) {
+  const std::size_t unit = huge ? huge_page_bytes : ordinary_page_bytes;
+  if (bytes == 0 || bytes > SIZE_MAX - 2 * unit) return fail(EINVAL);
+  bytes = round_up(bytes, unit);
+  if (!huge) {
+    std::byte* p = map_anonymous(bytes, 0);
+    if (p == nullptr) return fail_errno();
+    return memory_mapping(p, bytes, page_backing::ordinary);
+  }
+  // Without MAP_NORESERVE's overcommit: a reserved page that is promised must be there when it is touched.
+  void* reserved = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
+                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB, -1, 0);
+  if (reserved != MAP_FAILED) {
+    return memory_mapping(static_cast<std::byte*>(reserved), bytes, page_backing::huge_reserved);
+  }
+  std::byte* p = map_huge_aligned(bytes);
+  if (p == nullptr) return fail_errno();
+  const bool transparent =
+      ::madvise(p, bytes, MADV_HUGEPAGE) == 0 && !transparent_huge_pages_off();
+  return memory_mapping(p, bytes,
+                        transparent ? page_backing::huge_transparent : page_backing::ordinary);
+}
+
+memory_source& memory_source::system() {
+  static memory_source source;
+  return source;
+}
+
+std::uint64_t memory_limit_bytes() {
+  const auto pages = static_cast<std::uint64_t>(::sysconf(_SC_PHYS_PAGES));
+  const auto page = static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
+  return std::min(pages * page, cgroup_limit());
+}
+
+}  // namespace forebay

@@ -1,0 +1,173 @@
+#include "forebay/os/socket.h"
+
+#include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <charconv>
+#include <cstring>
+#include <memory>
+
+namespace forebay {
+namespace {
+
+constexpr int backlog = 256;
+
+result<sockaddr_un> unix_address(const std::string& path) {
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  if (path.size() >= sizeof address.sun_path) return fail(ENAMETOOLONG);
+  std::memcpy(address.sun_path, path.c_str(), path.size() + 1);
+  return address;
+}
+
+// The C interface's view of an address.
+const sockaddr* as_sockaddr(const sockaddr_un& a) noexcept {
+  return reinterpret_cast<const sockaddr*>(&a);
+}
+
+using address_list = std::unique_ptr<addrinfo, decltype(&::freeaddrinfo)>;
+
+result<address_list> resolve(const std::string& host, std::uint16_t port, bool passive) {
+  addrinfo hints{};
+  hints.ai_family = AF_UNSPEC;
+  hints.ai_socktype = SOCK_STREAM;
+  hints.ai_flags = AI_NUMERICSERV | (passive ? AI_PASSIVE : 0);
+  addrinfo* found = nullptr;
+  if (::getaddrinfo(host.empty() ? nullptr : host.c_str(), std::to_string(port).c_str(), &hints,
+                    &found) != 0) {
+    return fail(EADDRNOTAVAIL);
+  }
+  return address_list(found, &::freeaddrinfo);
+}
+
+bool somebody_listens(const sockaddr_un& address) {
+  const unique_fd probe(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  return ::connect(probe.get(), as_sockaddr(address), sizeof address) == 0 || errno == EAGAIN;
+}
+
+result<unique_fd> listen_on(const addrinfo& a) {
+  unique_fd fd(::socket(a.ai_family, a.ai_socktype | SOCK_CLOEXEC, a.ai_protocol));
+  if (!fd) return fail_errno();
+  const int on = 1;
+  ::setsockopt(fd.get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+  if (a.ai_family == AF_INET6) ::setsockopt(fd.get(), IPPROTO_IPV6, IPV6_V6ONLY, &on, sizeof on);
+  if (::bind(fd.get(), a.ai_addr, a.ai_addrlen) != 0) return fail_errno();
+  if (::listen(fd.get(), backlog) != 0) return fail_errno();
+  return fd;
+}
+
+}  // namespace
+
+result<endpoint> endpoint::parse_tcp(const std::string& text) {
+  const auto colon = text.rfind(':');
+  if (colon == std::string::npos) return fail(EINVAL);
+  endpoint e;
+  e.host = text.substr(0, colon);
+  if (e.host.size() >= 2 && e.host.front() == '[' && e.host.back() == ']') {
+    e.host = e.host.substr(1, e.host.size() - 2);
+  } else if (e.host.find(':') != std::string::npos) {
+    return fail(EINVAL);
+  }
+  const char* first = text.data() + colon + 1;
+  const char* last = text.data() + text.size();
+  const auto [end, error] = std::from_chars(first, last, e.port);
+  if (error != std::errc{} || end != last || e.port == 0) return fail(EINVAL);
+  return e;
+}
+
+std::string endpoint::nbd_uri(const std::string& export_name) const {
+  if (is_unix()) return "nbd+unix:///" + export_name + "?socket=" + path;
+  const bool v6 = host.find(':') != std::string::npos;
+  const std::string name = host.empty() ? "localhost" : v6 ? "[" + host + "]" : host;
+  const std::string at = port == 10809 ? "" : ":" + std::to_string(port);
+  return "nbd://" + name + at + (export_name.empty() ? "" : "/" + export_name);
+}
+
+result<unique_fd> listen_unix(const std::string& path) {
+  const auto address = unix_address(path);
+  if (!address) return fail(address.error());
+  unique_fd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  if (!fd) return fail_errno();
+  struct stat st {};
+  if (::lstat(path.c_str(), &st) == 0) {
+    if (!S_ISSOCK(st.st_mode)) return fail(EEXIST);
+    if (somebody_listens(*address)) return fail(EADDRINUSE);
+    if (::unlink(path.c_str()) != 0) return fail_errno();
+  }
+  if (::bind(fd.get(), as_sockaddr(*address), sizeof *address) != 0) return fail_errno();
+  if (::listen(fd.get(), backlog) != 0) return fail_errno();
+  return fd;
+}
+
+result<std::vector<unique_fd>> listen_tcp(const std::string& host, std::uint16_t port) {
+  auto addresses = resolve(host, port, true);
+  if (!addresses) return fail(addresses.error());
+  std::vector<unique_fd> fds;
+  for (const addrinfo* a = addresses->get(); a != nullptr; a = a->ai_next) {
+    auto fd = listen_on(*a);
+    if (fd) {
+      fds.push_back(std::move(*fd));
+    } else if (fd.error().value() != EAFNOSUPPORT) {
+      return fail(fd.error());
+    }
+  }
+  if (fds.empty()) return fail(EADDRNOTAVAIL);
+  return fds;
+}
+
+result<unique_fd> connect_to(const endpoint& where) {
+  if (where.is_unix()) {
+    const auto address = unix_address(where.path);
+    if (!address) return fail(address.error());
+    unique_fd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    if (!fd) return fail_errno();
+    if (::connect(fd.get(), as_sockaddr(*address), sizeof *address) != 0) return fail_errno();
+    return fd;
+  }
+  auto addresses = resolve(where.host, where.port, false);
+  if (!addresses) return fail(addresses.error());
+  std::error_code last = std::make_error_code(std::errc::address_not_available);
+  for (const addrinfo* a = addresses->get(); a != nullptr; a = a->ai_next) {
+    unique_fd fd(::socket(a->ai_family, a->ai_socktype | SOCK_CLOEXEC, a->ai_protocol));
+    if (fd && ::connect(fd.get(), a->ai_addr, a->ai_addrlen) == 0) return fd;
+    last = std::error_code(errno, std::generic_category());
+  }
+  return fail(last);
+}
+
+result<> send_all(int fd, std::span<const std::byte> data) {
+  while (!data.empty()) {
+    const ssize_t n = ::send(fd, data.data(), data.size(), MSG_NOSIGNAL);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return fail_errno();
+    data = data.subspan(static_cast<std::size_t>(n));
+  }
+  return {};
+}
+
+result<> receive_all(int fd, std::span<std::byte> data) {
+  while (!data.empty()) {
+    const ssize_t n = ::recv(fd, data.data(), data.size(), 0);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return fail_errno();
+    if (n == 0) return fail(errc::end_of_stream);
+    data = data.subspan(static_cast<std::size_t>(n));
+  }
+  return {};
+}
+
+void set_no_delay(int fd) noexcept {
+  const int on = 1;
+  ::setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+}
+
+void shutdown_socket(int fd) noexcept { ::shutdown(fd, SHUT_RDWR); }
+
+void remove_socket_file(const std::string& path) noexcept { ::unlink(path.c_str()); }
+
+}  // namespace forebay

@@ -1,0 +1,52 @@
+// Stream sockets: listening, connecting, and the addresses of both.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "forebay/os/fd.h"
+
+namespace forebay {
+
+// Where a server listens: a unix socket's path, or a host and port.
+struct endpoint {
+  std::string path;  // unix socket if not empty
+  std::string host;  // name or address, without brackets
+  std::uint16_t port = 0;
+
+  bool is_unix() const noexcept { return !path.empty(); }
+
+  // "HOST:PORT", "[V6ADDRESS]:PORT" or ":PORT" (every address). Error: EINVAL.
+  static result<endpoint> parse_tcp(const std::string& text);
+
+  // The URI of an NBD export at this endpoint (NetworkBlockDevice/nbd doc/uri.md).
+  std::string nbd_uri(const std::string& export_name) const;
+};
+
+// Listens on a unix socket. A socket file that nobody listens on any more is replaced. Errors: ENAMETOOLONG; EADDRINUSE if
+// a process listens there; EEXIST if the path is something else than a socket; errno of bind(2).
+result<unique_fd> listen_unix(const std::string& path);
+
+// Listens on every address that the host stands for. Errors: EADDRNOTAVAIL if the host is unknown; errno of bind(2).
+result<std::vector<unique_fd>> listen_tcp(const std::string& host, std::uint16_t port);
+
+// Connects, blocking. Errors: ENAMETOOLONG, EADDRNOTAVAIL, errno of connect(2).
+result<unique_fd> connect_to(const endpoint& where);
+
+// Blocking whole-length transfers. Errors: errno; errc::end_of_stream when the peer closes.
+result<> send_all(int fd, std::span<const std::byte> data);
+result<> receive_all(int fd, std::span<std::byte> data);
+
+// Small writes leave at once (TCP_NODELAY); nothing on other sockets.
+void set_no_delay(int fd) noexcept;
+
+// Both directions end; a reader wakes up with end of stream.
+void shutdown_socket(int fd) noexcept;
+
+// Removes a unix socket's file; an error is of no consequence.
+void remove_socket_file(const std::string& path) noexcept;
+
+}  // namespace forebay
