@@ -1,0 +1,123 @@
+// The page frame: 64 bytes of state for each 4 KiB of an arena, as Linux's struct page.
+//
+// Frames are type-stable: an arena's array of them stays as long as the arena, so anybody may look at any frame at any time and
+// try to take a reference; a frame that nobody owns has a count of zero and refuses.
+//
+// Life of a frame:
+//
+//    free (refs 0, in the buddy allocator) -> allocated (refs 1, owner null) -> in an index (owner and number set, refs 1
+//    for the index) -> frozen (refs 1 -> 0 in one step, taken off the index) -> free
+//
+// Invariants: while somebody holds a reference, the frame's identity (owner, index) does not change from one non-null value
+// to another. A reference taken on a guess is therefore good exactly if the identity, read after taking it, is the one
+// that was looked for.
+//
+// Guards: refs, flags, owner, index and private_data are atomics; `link` belongs to the lock of the list it is on (arena when
+// free, the page cache's list lock when cached); `order` is set by the arena while the block is free.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+
+#include "forebay/base/list.h"
+#include "forebay/base/refcount.h"
+
+namespace forebay {
+
+class arena;
+
+inline constexpr std::size_t page_bytes = 4096;
+inline constexpr unsigned page_shift = 12;
+
+// Bits of page::flags, with the kernel's meaning.
+enum page_flag : std::uint32_t {
+  page_locked = 1u << 0,      // one holder may change the data's state (fill it, write to it, take it off)
+  page_uptodate = 1u << 1,    // every byte of it is valid
+  page_dirty = 1u << 2,       // some of it is newer than the device
+  page_writeback = 1u << 3,   // being written to the device: its data must not change
+  page_error = 1u << 4,       // the last write of it failed; it is still dirty
+  page_waiters = 1u << 5,     // somebody waits for locked or writeback to clear
+  page_referenced = 1u << 6,  // used since the eviction hand last passed
+  page_private = 1u << 7,     // private_data leads to per-block state
+  page_zero = 1u << 8,        // known to lie in a hole of the device: reads as zeros
+  page_in_buddy = 1u << 9,    // head of a free block of `order`
+};
+
+struct alignas(64) page {
+  refcount refs{0};
+  std::atomic<std::uint32_t> flags{0};
+  std::atomic<void*> owner{nullptr};         // the index it is in, null if none
+  std::atomic<std::uint64_t> index{0};       // its number there, in pages
+  std::atomic<void*> private_data{nullptr};  // of the owner
+  list_node link;
+  arena* home = nullptr;  // set once when the arena is made
+  std::uint8_t order = 0;  // log2 of the frames in the block that this frame heads
+
+  // The frame's 4 KiB.
+  std::byte* data() const noexcept;
+
+  // acquire: who sees a flag sees what was written before it was set (the data, for uptodate).
+  bool test(std::uint32_t mask) const noexcept {
+    return (flags.load(std::memory_order_acquire) & mask) != 0;
+  }
+  // release: pairs with test. Return the flags as they were.
+  std::uint32_t set(std::uint32_t mask) noexcept {
+    return flags.fetch_or(mask, std::memory_order_acq_rel);  // acq_rel: also orders what follows a lock bit
+  }
+  std::uint32_t clear(std::uint32_t mask) noexcept {
+    return flags.fetch_and(~mask, std::memory_order_acq_rel);  // acq_rel: an unlock publishes, its caller looks on
+  }
+};
+
+static_assert(sizeof(page) == 64);
+
+// Returns a block whose last reference has gone to its arena.
+void release_page(page& p) noexcept;
+
+// Gives back one reference; the last one returns the block to its arena. The frame must be on no index and no list then.
+inline void put_page(page& p) noexcept {
+  if (p.refs.put()) release_page(p);
+}
+
+// A pin: holds one reference and gives it back. Move-only; share() makes a second one.
+class page_ref {
+ public:
+  page_ref() noexcept = default;
+  // Takes over a reference that the caller holds.
+  static page_ref adopt(page& p) noexcept { return page_ref(&p); }
+
+  page_ref(page_ref&& other) noexcept : page_(std::exchange(other.page_, nullptr)) {}
+  page_ref& operator=(page_ref&& other) noexcept {
+    if (this != &other) {
+      reset();
+      page_ = std::exchange(other.page_, nullptr);
+    }
+    return *this;
+  }
+  ~page_ref() { reset(); }
+
+  page_ref share() const noexcept {
+    page_->refs.get();
+    return page_ref(page_);
+  }
+
+  void reset() noexcept {
+    if (page_ != nullptr) put_page(*std::exchange(page_, nullptr));
+  }
+
+  // Gives the reference to the caller.
+  page* release() noexcept { return std::exchange(page_, nullptr); }
+
+  page* get() const noexcept { return page_; }
+  page& operator*() const noexcept { return *page_; }
+  page* operator->() const noexcept { return page_; }
+  explicit operator bool() const noexcept { return page_ != nullptr; }
+
+ private:
+  explicit page_ref(page* p) noexcept : page_(p) {}
+  page* page_ = nullptr;
+};
+
+}  // namespace forebay
