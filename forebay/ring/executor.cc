@@ -1,0 +1,95 @@
+#include "forebay/ring/executor.h"
+
+#include "forebay/base/assert.h"
+#include "forebay/os/clock.h"
+#include "forebay/os/futex.h"
+
+namespace forebay {
+namespace {
+
+thread_local executor* current_executor = nullptr;
+
+}  // namespace
+
+executor* executor::current() noexcept { return current_executor; }
+
+executor::scope::scope(executor& e) noexcept : previous_(current_executor) {
+  current_executor = &e;
+}
+
+executor::scope::~scope() { current_executor = previous_; }
+
+void executor::post(completion& c) noexcept {
+  if (current_executor == this) {
+    ready_.push(c);
+  } else if (posted_.push(c)) {
+    wake();
+  }
+}
+
+void executor::start(timer& t) noexcept {
+  auto before = timers_.end();
+  do {
+    --before;
+  } while (before != timers_.end() && before->deadline_ns > t.deadline_ns);
+  if (before == timers_.end()) {
+    timers_.push_front(t);
+  } else {
+    t.link.insert_after(before->link);
+  }
+}
+
+bool executor::cancel(timer& t) noexcept {
+  const bool running = t.link.linked();
+  t.link.unlink();
+  return running;
+}
+
+void executor::expire_timers() noexcept {
+  if (timers_.empty()) return;
+  const std::uint64_t now = monotonic_clock::now_ns();
+  while (!timers_.empty() && timers_.front().deadline_ns <= now) {
+    ready_.push(*timers_.pop_front()->done);
+  }
+}
+
+std::uint64_t executor::until_next_timer_ns() const noexcept {
+  if (timers_.empty()) return UINT64_MAX;
+  const std::uint64_t now = monotonic_clock::now_ns();
+  const std::uint64_t deadline = timers_.front().deadline_ns;
+  return deadline <= now ? 0 : deadline - now;
+}
+
+void executor::run_ready() noexcept {
+  expire_timers();
+  for (;;) {
+    while (completion* c = ready_.pop()) c->run(*c);
+    for (completion* c = posted_.take_all(); c != nullptr;) {
+      completion* next = c->next;
+      ready_.push(*c);
+      c = next;
+    }
+    if (!ready_.empty()) continue;
+    if (deferred_.empty()) return;
+    ready_.splice(deferred_);
+  }
+}
+
+void blocking_executor::wake() noexcept {
+  // release: pairs with the acquire below, though the posted stack orders the data itself.
+  wakeups_.fetch_add(1, std::memory_order_release);
+  futex_wake(wakeups_);
+}
+
+void blocking_executor::run_until(const bool& finished) noexcept {
+  FOREBAY_ASSERT(current() == nullptr || current()->as_loop() == nullptr);
+  const scope in(*this);
+  for (;;) {
+    const std::uint32_t seen = wakeups_.load(std::memory_order_acquire);  // acquire: pairs with wake
+    run_ready();
+    if (finished) return;
+    futex_wait(wakeups_, seen, until_next_timer_ns());
+  }
+}
+
+}  // namespace forebay

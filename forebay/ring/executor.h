@@ -1,0 +1,103 @@
+// Executors: where completions are run.
+//
+//   post(c) from any thread ---> remote stack --+
+//   ready(c) on its own thread -> ready queue --+--> run_ready(): one flat loop
+//   defer(c) on its own thread -> deferred -----+    (deferred ones when nothing else is ready)
+//   start(timer) --------------> timers -------+
+//
+// A thread has at most one current executor: a `loop` (loop.h) on a server thread, or a blocking_executor for the time of a
+// sync_wait() on a plain one. All members but post() belong to the executor's own thread.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+
+#include "forebay/base/list.h"
+#include "forebay/ring/completion.h"
+#include "forebay/ring/mpsc_stack.h"
+
+namespace forebay {
+
+class loop;
+
+// Runs its completion once the clock has reached deadline_ns. Cancelling takes it off before that.
+struct timer {
+  std::uint64_t deadline_ns = 0;  // of monotonic_clock
+  completion* done = nullptr;
+  list_node link;  // on its executor's list while it runs
+};
+
+class executor {
+ public:
+  executor(const executor&) = delete;
+  executor& operator=(const executor&) = delete;
+  virtual ~executor() = default;
+
+  // The calling thread's executor, null if it has none.
+  static executor* current() noexcept;
+
+  // This executor as an event loop with a ring, or null.
+  virtual loop* as_loop() noexcept { return nullptr; }
+
+  // Queues `c` to be run soon.
+  void ready(completion& c) noexcept { ready_.push(c); }
+
+  // Queues `c` to be run when nothing else is ready: the place to gather a batch.
+  void defer(completion& c) noexcept { deferred_.push(c); }
+
+  // Queues `c` from any thread and wakes the executor if it sleeps.
+  void post(completion& c) noexcept;
+
+  // Timers: the record must stay alive until its completion runs or it is cancelled. cancel() returns false if the timer
+  // has expired already: its completion is queued or has run. Starting costs O(1) when it is the latest to expire, as it
+  // is when all have the same length.
+  void start(timer& t) noexcept;
+  bool cancel(timer& t) noexcept;
+
+ protected:
+  executor() noexcept = default;
+
+  // Makes a sleeping executor look at its queues; called from any thread.
+  virtual void wake() noexcept = 0;
+
+  // Makes this the thread's current executor for the scope's life.
+  class scope {
+   public:
+    explicit scope(executor& e) noexcept;
+    ~scope();
+    scope(const scope&) = delete;
+    scope& operator=(const scope&) = delete;
+
+   private:
+    executor* previous_;
+  };
+
+  // Runs everything that is ready, deferred or posted, and whatever that makes ready, until nothing is.
+  void run_ready() noexcept;
+
+  // Nanoseconds until the next timer expires: 0 if one has, UINT64_MAX without timers.
+  std::uint64_t until_next_timer_ns() const noexcept;
+
+ private:
+  void expire_timers() noexcept;
+
+  completion_queue ready_;
+  completion_queue deferred_;
+  mutable intrusive_list<timer, &timer::link> timers_;  // the earliest first
+  mpsc_stack<completion> posted_;
+};
+
+// Lends a plain thread an executor: run_until() sleeps on a futex between completions.
+class blocking_executor final : public executor {
+ public:
+  // Runs completions until `finished` is set by one of them.
+  void run_until(const bool& finished) noexcept;
+
+ private:
+  void wake() noexcept override;
+
+  std::atomic<std::uint32_t> wakeups_{0};  // futex word: counts wakes
+};
+
+}  // namespace forebay

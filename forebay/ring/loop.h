@@ -1,0 +1,64 @@
+// Event loop: an executor with an io_uring queue pair, one to a server thread.
+//
+// One turn: run everything that is ready (which queues submissions), hand the submissions over and wait for completions in one
+// system call, make the completions ready. All members but stop() and post() belong to the loop's thread, which is the
+// one that created it.
+#pragma once
+
+#include <atomic>
+#include <memory>
+
+#include "forebay/os/fd.h"
+#include "forebay/ring/executor.h"
+#include "forebay/ring/queue_pair.h"
+#include "forebay/ring/task.h"
+
+namespace forebay {
+
+class loop final : public executor {
+ public:
+  // Errors: as uring::create, and of eventfd(2).
+  static result<std::unique_ptr<loop>> create(unsigned entries = 256);
+
+  // The loop that the calling thread is running, null outside of one.
+  static loop* current() noexcept {
+    executor* e = executor::current();
+    return e == nullptr ? nullptr : e->as_loop();
+  }
+
+  loop* as_loop() noexcept override { return this; }
+
+  uring_queue_pair& queue() noexcept { return queue_; }
+
+  // Runs until stop(). Operations that are in flight then are left to the ring's destruction.
+  void run() noexcept;
+
+  // Any thread.
+  void stop() noexcept;
+
+  // Starts an operation; `done` is run from this loop with the result, also when it could not even be queued.
+  void submit(const uring_submission& s, completion& done) noexcept;
+
+  // co_await io(s): the operation's result, a count or a negative errno.
+  static auto io(const uring_submission& s) noexcept {
+    return await_completion([s](completion& done) noexcept { loop::current()->submit(s, done); });
+  }
+
+  // Asks the kernel to give up the operation that ends in `target`, which then ends with -ECANCELED or what it had reached.
+  void cancel(completion& target) noexcept;
+
+ private:
+  loop(uring_queue_pair queue, unique_fd wakeup) noexcept;
+
+  void wake() noexcept override;
+  void listen_for_wakeups() noexcept;
+
+  uring_queue_pair queue_;
+  unique_fd wakeup_;  // an eventfd, always being read
+  std::uint64_t wakeup_count_ = 0;
+  completion woken_;
+  completion cancelled_;
+  std::atomic<bool> stopping_{false};
+};
+
+}  // namespace forebay
