@@ -1,10 +1,14 @@
-# Unit tests (one GoogleTest program per layer), tests/ (whole program), house rules, and the benchmark programs.
+# Everything that CTest runs: unit tests (one GoogleTest program for each layer), tests/ (the whole program with real
+# clients), the house rules, and with FOREBAY_TEST_BUILDS the unit tests of the sanitizer trees as well.
+#
+# Labels: unit, integration, house, asan, tsan. Environment of every test in tests/: FOREBAY (path of the program),
+# FOREBAY_SOURCE (this tree), FOREBAY_BUILD (the build tree).
 
 include(GoogleTest)
 find_package(GTest REQUIRED)
 find_package(rapidcheck REQUIRED)
 
-set(test_programs "")  # short names: base, os, ..., sim, tools, integration
+set(test_programs "")  # names of layers with tests; also sim, tools, integration
 
 # forebay_test_program(NAME SOURCES... [LIBS ...]): forebay_<NAME>_test from SOURCES, linked with LIBS.
 function(forebay_test_program name)
@@ -12,43 +16,125 @@ function(forebay_test_program name)
   add_executable(forebay_${name}_test ${arg_SOURCES})
   target_include_directories(forebay_${name}_test PRIVATE "${PROJECT_SOURCE_DIR}")
   target_link_libraries(forebay_${name}_test PRIVATE
-    ${arg_LIBS} forebay GTest::gmock GTest::gtest GTest::gtest_main rapidcheck)
+    ${arg_LIBS} ${sim_library} forebay GTest::gmock GTest::gtest GTest::gtest_main rapidcheck)
   set(test_programs ${test_programs} ${name} PARENT_SCOPE)
 endfunction()
-
-file(GLOB_RECURSE sim_sources CONFIGURE_DEPENDS sim/*.cc)
-list(FILTER sim_sources EXCLUDE REGEX "_(test|bench)\\.cc$")
-set(sim_library "")
-if(sim_sources)
-  add_library(forebay_sim STATIC ${sim_sources})
-  target_include_directories(forebay_sim PUBLIC "${PROJECT_SOURCE_DIR}")
-  target_link_libraries(forebay_sim PUBLIC forebay)
-  set(sim_library forebay_sim)
-endif()
 
 foreach(layer IN LISTS FOREBAY_LAYERS)
   file(GLOB sources CONFIGURE_DEPENDS forebay/${layer}/*_test.cc)
   if(sources)
-    forebay_test_program(${layer} SOURCES ${sources} LIBS ${sim_library})
+    forebay_test_program(${layer} SOURCES ${sources})
   endif()
 endforeach()
 
 file(GLOB_RECURSE sources CONFIGURE_DEPENDS sim/*_test.cc)
 if(sources)
-  forebay_test_program(sim SOURCES ${sources} LIBS ${sim_library})
+  forebay_test_program(sim SOURCES ${sources})
 endif()
 
-if(tool_test_sources)
-  forebay_test_program(tools SOURCES ${tool_test_sources} LIBS ${tool_library} ${sim_library})
+file(GLOB sources CONFIGURE_DEPENDS tools/forebay/*_test.cc)
+if(sources AND FOREBAY_BUILD_TOOLS)
+  forebay_test_program(tools SOURCES ${sources} LIBS ${tool_library})
 endif()
 
 file(GLOB sources CONFIGURE_DEPENDS tests/*_test.cc)
 if(sources)
   pkg_check_modules(libnbd REQUIRED IMPORTED_TARGET libnbd)
-  forebay_test_program(integration SOURCES ${sources} LIBS PkgConfig::libnbd ${sim_library})
+  forebay_test_program(integration SOURCES ${sources} LIBS PkgConfig::libnbd)
 endif()
 
+set(test_environment
+  "FOREBAY=${PROJECT_BINARY_DIR}/forebay"
+  "FOREBAY_SOURCE=${PROJECT_SOURCE_DIR}"
+  "FOREBAY_BUILD=${PROJECT_BINARY_DIR}")
+
 foreach(name IN LISTS test_programs)
+  set(label unit)
+  if(name STREQUAL "integration")
+    set(label integration)
+  endif()
   gtest_discover_tests(forebay_${name}_test
-    TEST_PREFIX "${name}." DISCOVERY_MODE PRE_TEST PROPERTIES TIMEOUT 120)
+    TEST_PREFIX "${name}." DISCOVERY_MODE PRE_TEST
+    PROPERTIES TIMEOUT 120 LABELS ${label} ENVIRONMENT "${test_environment}")
 endforeach()
+
+# --- the same programs, as built in build/asan and build/tsan ---------------------------------------------------------
+
+set(sanitizer_environment
+  "ASAN_OPTIONS=detect_stack_use_after_return=1:strict_string_checks=1"
+  "UBSAN_OPTIONS=print_stacktrace=1"
+  "TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1"
+  "ASAN_SYMBOLIZER_PATH=/usr/bin/llvm-symbolizer-19"
+  "TSAN_SYMBOLIZER_PATH=/usr/bin/llvm-symbolizer-19"
+  "FOREBAY_SOURCE=${PROJECT_SOURCE_DIR}")
+
+if(FOREBAY_TEST_BUILDS)
+  foreach(tree IN ITEMS asan tsan)
+    set(tree_dir "${PROJECT_SOURCE_DIR}/build/${tree}")
+    foreach(name IN LISTS test_programs)
+      add_test(NAME ${tree}.${name} COMMAND "${tree_dir}/forebay_${name}_test" --gtest_brief=1)
+      set_tests_properties(${tree}.${name} PROPERTIES
+        TIMEOUT 300 LABELS ${tree}
+        ENVIRONMENT "${sanitizer_environment};FOREBAY=${tree_dir}/forebay;FOREBAY_BUILD=${tree_dir}")
+    endforeach()
+  endforeach()
+endif()
+
+# --- tests/*.sh, tests/*.py: the whole program ------------------------------------------------------------------------
+
+# One test for each executable file, named by its stem. Exit status 77 means skipped. A line
+#   # ctest: timeout=600 labels=heavy,slow processors=2 serial
+# among its first 20 sets what differs from timeout=120 labels=integration processors=1.
+function(forebay_script_test script)
+  cmake_path(GET script STEM name)
+  set(timeout 120)
+  set(labels integration)
+  set(processors 1)
+  set(serial OFF)
+  file(STRINGS "${script}" lines LIMIT_COUNT 20)
+  list(FILTER lines INCLUDE REGEX "^# ctest: ")
+  string(REGEX REPLACE "^# ctest: +" "" words "${lines}")
+  separate_arguments(words UNIX_COMMAND "${words}")
+  foreach(word IN LISTS words)
+    if(word MATCHES "^(timeout|processors)=([0-9]+)$")
+      set(${CMAKE_MATCH_1} ${CMAKE_MATCH_2})
+    elseif(word MATCHES "^labels=(.+)$")
+      string(REPLACE "," ";" labels "${CMAKE_MATCH_1}")
+    elseif(word STREQUAL "serial")
+      set(serial ON)
+    else()
+      message(FATAL_ERROR "${script}: '${word}' is not known in a `# ctest:` line")
+    endif()
+  endforeach()
+  add_test(NAME ${name} COMMAND "${script}" WORKING_DIRECTORY "${PROJECT_BINARY_DIR}")
+  set_tests_properties(${name} PROPERTIES
+    TIMEOUT ${timeout} LABELS "${labels}" PROCESSORS ${processors} RUN_SERIAL ${serial}
+    SKIP_RETURN_CODE 77 ENVIRONMENT "${test_environment}")
+endfunction()
+
+file(GLOB scripts CONFIGURE_DEPENDS tests/*.sh tests/*.py)
+foreach(script IN LISTS scripts)
+  execute_process(COMMAND test -x "${script}" RESULT_VARIABLE not_executable)
+  if(NOT not_executable)
+    forebay_script_test("${script}")
+  endif()
+endforeach()
+
+# --- house rules ------------------------------------------------------------------------------------------------------
+
+function(forebay_house_test name)
+  add_test(NAME house.${name} COMMAND ${ARGN} WORKING_DIRECTORY "${PROJECT_SOURCE_DIR}")
+  set_tests_properties(house.${name} PROPERTIES TIMEOUT 600 LABELS house SKIP_RETURN_CODE 77)
+endfunction()
+
+forebay_house_test(layers "${PROJECT_SOURCE_DIR}/scripts/check-layers")
+forebay_house_test(style "${PROJECT_SOURCE_DIR}/scripts/check-style")
+forebay_house_test(format "${PROJECT_SOURCE_DIR}/scripts/format" --check)
+forebay_house_test(man "${PROJECT_SOURCE_DIR}/scripts/check-man")
+forebay_house_test(headers
+  "${CMAKE_COMMAND}" --build "${PROJECT_BINARY_DIR}" -j 2 --target forebay_verify_interface_header_sets)
+set_tests_properties(house.headers PROPERTIES PROCESSORS 2)
+if(FOREBAY_TEST_BUILDS)
+  forebay_house_test(tidy "${PROJECT_SOURCE_DIR}/scripts/tidy" --jobs 2)
+  set_tests_properties(house.tidy PROPERTIES PROCESSORS 2)
+endif()
