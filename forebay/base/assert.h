@@ -1,18 +1,19 @@
-// Assertions. FOREBAY_ASSERT is always on: it guards what would corrupt data if it went on. FOREBAY_DCHECK is for checks
-// on hot paths and is compiled in only where FOREBAY_DEBUG is defined (the debug, asan and tsan presets).
+// Assertions. FOREBAY_ASSERT is always on: it guards what would corrupt data if it went on.
+// FOREBAY_DCHECK is for checks on hot paths and is compiled in only where FOREBAY_DEBUG is defined
+// (the debug, asan and tsan presets).
 #pragma once
 
 namespace forebay {
 
-// Prints one line (file, line, expression) to standard error and aborts. Safe to call from any thread.
+// Prints one line (file, line, expression) to standard error and aborts. Safe to call from any
+// thread.
 [[noreturn]] void assertion_failed(const char* expression, const char* file, int line) noexcept;
 
 }  // namespace forebay
 
-#define FOREBAY_ASSERT(condition) \
-  (static_cast<bool>(condition)   \
-       ? static_cast<void>(0)     \
-       : ::forebay::assertion_failed(#condition, __FILE__, __LINE__))
+#define FOREBAY_ASSERT(condition)                      \
+  (static_cast<bool>(condition) ? static_cast<void>(0) \
+                                : ::forebay::assertion_failed(#condition, __FILE__, __LINE__))
 
 #ifdef FOREBAY_DEBUG
 #define FOREBAY_DCHECK(condition) FOREBAY_ASSERT(condition)

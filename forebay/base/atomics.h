@@ -1,6 +1,6 @@
-// The atomics policy. Every lock-free type takes `Atomics` as a template parameter and declares its shared words as
-// `typename Atomics::template atomic<T>`, so that the same source runs on the processor's atomics (real_atomics) and
-// under a model checker that supplies its own.
+// The atomics policy. Every lock-free type takes `Atomics` as a template parameter and declares its
+// shared words as `typename Atomics::template atomic<T>`, so that the same source runs on the
+// processor's atomics (real_atomics) and under a model checker that supplies its own.
 #pragma once
 
 #include <atomic>

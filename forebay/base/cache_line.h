@@ -1,5 +1,5 @@
-// Cache-line helpers. 64 bytes is the line of every processor Forebay is built for; two lines where the adjacent-line
-// prefetcher would make neighbours share.
+// Cache-line helpers. 64 bytes is the line of every processor Forebay is built for; two lines where
+// the adjacent-line prefetcher would make neighbours share.
 #pragma once
 
 #include <cstddef>

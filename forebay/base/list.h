@@ -2,8 +2,9 @@
 //
 //   head <-> a.node <-> b.node <-> head        an empty head points to itself
 //
-// The list owns nothing: an element must outlive its membership. A node that is on no list points to itself, so
-// `linked()` and `unlink()` need no list. Not thread-safe: the owner's lock guards list and nodes alike.
+// The list owns nothing: an element must outlive its membership. A node that is on no list points
+// to itself, so `linked()` and `unlink()` need no list. Not thread-safe: the owner's lock guards
+// list and nodes alike.
 #pragma once
 
 #include <cstddef>
@@ -112,8 +113,9 @@ class intrusive_list {
 
  private:
   static T* owner(list_node& node) noexcept {
-    // The distance of the member from the start of T, measured on storage that is never read: T is any type whose
-    // members lie at fixed offsets, which holds for every class without virtual bases.
+    // The distance of the member from the start of T, measured on storage that is never read: T is
+    // any type whose members lie at fixed offsets, which holds for every class without virtual
+    // bases.
     alignas(T) static constinit unsigned char storage[sizeof(T)] = {};
     T* probe = reinterpret_cast<T*>(storage);
     const auto offset = reinterpret_cast<unsigned char*>(&(probe->*Node)) - storage;

@@ -15,7 +15,8 @@ std::uint64_t refcount_misuses() noexcept { return misuses.load(std::memory_orde
 namespace detail {
 
 void refcount_misused(const char* what) noexcept {
-  // relaxed: only the number matters. One report is enough to look for the fault; a loop of them would drown it.
+  // relaxed: only the number matters. One report is enough to look for the fault; a loop of them
+  // would drown it.
   if (misuses.fetch_add(1, std::memory_order_relaxed) == 0) {
     std::fprintf(stderr, "forebay: refcount %s: saturated, the object is leaked\n", what);
   }

@@ -1,9 +1,10 @@
 // Saturating reference count, after Linux's refcount_t (include/linux/refcount.h).
 //
-// Invariants: 0 means "no owner, may be reused"; 1 .. max are real counts; everything above `max` is the saturated zone, and a
-// count that enters it by overflow or underflow is set to its middle and stays there for ever: the object leaks, which
-// is a report, instead of being freed under a holder, which would be a hole. The zone is wide enough that racing
-// increments and decrements cannot cross it before one of them sets the count back.
+// Invariants: 0 means "no owner, may be reused"; 1 .. max are real counts; everything above `max`
+// is the saturated zone, and a count that enters it by overflow or underflow is set to its middle
+// and stays there for ever: the object leaks, which is a report, instead of being freed under a
+// holder, which would be a hole. The zone is wide enough that racing increments and decrements
+// cannot cross it before one of them sets the count back.
 //
 // All members may be called from any thread. One locked instruction for get() and put().
 #pragma once
@@ -16,7 +17,8 @@
 
 namespace forebay {
 
-// How many times any refcount of the process has been caught overflowing, underflowing or being taken from zero.
+// How many times any refcount of the process has been caught overflowing, underflowing or being
+// taken from zero.
 std::uint64_t refcount_misuses() noexcept;
 
 namespace detail {
@@ -31,29 +33,33 @@ class basic_refcount {
 
   explicit basic_refcount(std::uint32_t initial = 1) noexcept : count_(initial) {}
 
-  // Starts a new life with `count` owners; only for who holds the object alone. release: who takes a reference
-  // afterwards sees everything written to the object before.
+  // Starts a new life with `count` owners; only for who holds the object alone. release: who takes
+  // a reference afterwards sees everything written to the object before.
   void set(std::uint32_t count) noexcept { count_.store(count, std::memory_order_release); }
 
   // A value that may be old by the time it is looked at. relaxed: it orders nothing.
   std::uint32_t value() const noexcept { return count_.load(std::memory_order_relaxed); }
 
-  // One more reference for who already has one. relaxed: the caller's own reference orders what it reads.
+  // One more reference for who already has one. relaxed: the caller's own reference orders what it
+  // reads.
   void get() noexcept {
     const std::uint32_t old = count_.fetch_add(1, std::memory_order_relaxed);
-    if (old == 0 || old >= max) [[unlikely]] saturate(old == 0 ? "get from zero" : "overflow");
+    if (old == 0 || old >= max) [[unlikely]]
+      saturate(old == 0 ? "get from zero" : "overflow");
   }
 
   // A reference to an object that may be gone: false if the count is zero.
   bool get_unless_zero() noexcept {
-    std::uint32_t old = count_.load(std::memory_order_relaxed);  // relaxed: the exchange below decides
+    std::uint32_t old =
+        count_.load(std::memory_order_relaxed);  // relaxed: the exchange below decides
     do {
       if (old == 0) return false;
       if (old >= max) [[unlikely]] {
         if (old == max) saturate("overflow");
         return true;
       }
-      // acquire: pairs with set(), so that the new holder sees what this life of the object was started with.
+      // acquire: pairs with set(), so that the new holder sees what this life of the object was
+      // started with.
     } while (!count_.compare_exchange_weak(old, old + 1, std::memory_order_acquire,
                                            std::memory_order_relaxed));  // relaxed: retried
     return true;
@@ -64,23 +70,28 @@ class basic_refcount {
     // release: what this holder wrote is seen by who frees the object.
     const std::uint32_t old = count_.fetch_sub(1, std::memory_order_release);
     if (old == 1) {
-      Atomics::fence(std::memory_order_acquire);  // acquire: pairs with the releases of all the others
+      Atomics::fence(
+          std::memory_order_acquire);  // acquire: pairs with the releases of all the others
       return true;
     }
-    if (old == 0 || old > max) [[unlikely]] saturate("underflow");
+    if (old == 0 || old > max) [[unlikely]]
+      saturate("underflow");
     return false;
   }
 
-  // From exactly `expected` to zero in one step: true makes the caller the only owner ("freeze"). False leaves the count
-  // as it was. acq_rel: sees the writes of earlier holders and publishes the caller's own.
+  // From exactly `expected` to zero in one step: true makes the caller the only owner ("freeze").
+  // False leaves the count as it was. acq_rel: sees the writes of earlier holders and publishes the
+  // caller's own.
   bool freeze(std::uint32_t expected) noexcept {
-    return count_.compare_exchange_strong(expected, 0, std::memory_order_acq_rel,
-                                          std::memory_order_relaxed);  // relaxed: nothing was learnt
+    return count_.compare_exchange_strong(
+        expected, 0, std::memory_order_acq_rel,
+        std::memory_order_relaxed);  // relaxed: nothing was learnt
   }
 
  private:
   void saturate(const char* what) noexcept {
-    count_.store(saturated, std::memory_order_relaxed);  // relaxed: the value itself is all that matters
+    count_.store(saturated,
+                 std::memory_order_relaxed);  // relaxed: the value itself is all that matters
     detail::refcount_misused(what);
   }
 

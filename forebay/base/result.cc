@@ -9,15 +9,24 @@ class category final : public std::error_category {
 
   std::string message(int condition) const override {
     switch (static_cast<errc>(condition)) {
-      case errc::empty_device: return "the image is empty";
-      case errc::misaligned_size: return "the size is not a multiple of the block size";
-      case errc::in_use: return "already in use by another process";
-      case errc::too_small: return "too small";
-      case errc::too_large: return "too large";
-      case errc::not_a_device: return "not a regular file or block device";
-      case errc::protocol: return "protocol violation";
-      case errc::end_of_stream: return "connection closed by the peer";
-      case errc::corrupt: return "internal structure is corrupt";
+      case errc::empty_device:
+        return "the image is empty";
+      case errc::misaligned_size:
+        return "the size is not a multiple of the block size";
+      case errc::in_use:
+        return "already in use by another process";
+      case errc::too_small:
+        return "too small";
+      case errc::too_large:
+        return "too large";
+      case errc::not_a_device:
+        return "not a regular file or block device";
+      case errc::protocol:
+        return "protocol violation";
+      case errc::end_of_stream:
+        return "connection closed by the peer";
+      case errc::corrupt:
+        return "internal structure is corrupt";
     }
     return "unknown error";
   }
@@ -39,15 +48,20 @@ int to_errno(std::error_code e) noexcept {
   }
   if (e.category() != error_category()) return EIO;
   switch (static_cast<errc>(e.value())) {
-    case errc::in_use: return EBUSY;
+    case errc::in_use:
+      return EBUSY;
     case errc::empty_device:
     case errc::misaligned_size:
     case errc::too_small:
     case errc::too_large:
-    case errc::not_a_device: return EINVAL;
-    case errc::protocol: return EPROTO;
-    case errc::end_of_stream: return ECONNRESET;
-    case errc::corrupt: return EIO;
+    case errc::not_a_device:
+      return EINVAL;
+    case errc::protocol:
+      return EPROTO;
+    case errc::end_of_stream:
+      return ECONNRESET;
+    case errc::corrupt:
+      return EIO;
   }
   return EIO;
 }

@@ -18,8 +18,9 @@ unsigned thread_number() noexcept {
 
 void histogram::merge(const histogram& other) noexcept {
   for (unsigned i = 0; i < bucket_count; ++i) {
-    const std::uint64_t n = other.buckets_[i].load(std::memory_order_relaxed);  // relaxed: a statistic
-    if (n != 0) buckets_[i].fetch_add(n, std::memory_order_relaxed);            // relaxed: a statistic
+    const std::uint64_t n =
+        other.buckets_[i].load(std::memory_order_relaxed);            // relaxed: a statistic
+    if (n != 0) buckets_[i].fetch_add(n, std::memory_order_relaxed);  // relaxed: a statistic
   }
 }
 

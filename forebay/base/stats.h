@@ -1,10 +1,12 @@
 // Statistics that are always on.
 //
-// `counter` spreads its increments over cache lines by thread, so that threads do not contend; a read adds the lines up and
-// is exact once the threads are at rest. `histogram` counts values in log-linear buckets: 16 sub-buckets for each power of
-// two, which bounds the error of a percentile to 1/16 of its value.
+// `counter` spreads its increments over cache lines by thread, so that threads do not contend; a
+// read adds the lines up and is exact once the threads are at rest. `histogram` counts values in
+// log-linear buckets: 16 sub-buckets for each power of two, which bounds the error of a percentile
+// to 1/16 of its value.
 //
-// add() and record() may be called from any thread; so may the readers, whose sums are then a moment's approximation.
+// add() and record() may be called from any thread; so may the readers, whose sums are then a
+// moment's approximation.
 #pragma once
 
 #include <array>
@@ -16,7 +18,8 @@
 
 namespace forebay {
 
-// A small number for the calling thread, in the order in which threads first ask; used to spread counters.
+// A small number for the calling thread, in the order in which threads first ask; used to spread
+// counters.
 unsigned thread_number() noexcept;
 
 class counter {
@@ -28,7 +31,8 @@ class counter {
 
   std::int64_t value() const noexcept {
     std::int64_t sum = 0;
-    for (const auto& s : shards_) sum += s.value.load(std::memory_order_relaxed);  // relaxed: see add
+    for (const auto& s : shards_)
+      sum += s.value.load(std::memory_order_relaxed);  // relaxed: see add
     return sum;
   }
 
@@ -70,8 +74,8 @@ class histogram {
 
   std::uint64_t count() const noexcept;
 
-  // The value that a share `fraction` (0 to 1) of the recorded values does not exceed, in the unit that was recorded; 0
-  // when nothing was.
+  // The value that a share `fraction` (0 to 1) of the recorded values does not exceed, in the unit
+  // that was recorded; 0 when nothing was.
   std::uint64_t percentile(double fraction) const noexcept;
 
  private:

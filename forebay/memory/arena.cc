@@ -91,16 +91,17 @@ void arena::split(page& block) noexcept {
   for (std::size_t i = 1; i < count; ++i) {
     page& p = (&block)[i];
     p.order = 0;
-    p.flags.store(0, std::memory_order_relaxed);           // relaxed: refs.set() publishes
+    p.flags.store(0, std::memory_order_relaxed);               // relaxed: refs.set() publishes
     p.private_data.store(nullptr, std::memory_order_relaxed);  // relaxed: as above
-    p.owner.store(nullptr, std::memory_order_relaxed);     // relaxed: as above
+    p.owner.store(nullptr, std::memory_order_relaxed);         // relaxed: as above
     p.refs.set(1);
   }
 }
 
 void arena::release(page& block) noexcept {
   FOREBAY_DCHECK(block.refs.value() == 0 && !block.link.linked());
-  block.owner.store(nullptr, std::memory_order_relaxed);  // relaxed: nobody can hold a reference now
+  // relaxed: nobody can hold a reference now.
+  block.owner.store(nullptr, std::memory_order_relaxed);
   const scoped_lock hold(lock_);
   std::uint32_t at = frame_of(block);
   unsigned order = block.order;

@@ -1,13 +1,14 @@
 // Arena: one stretch of memory, its page frames, and the buddy allocator that hands them out.
 //
-//    data   | frame 0 | frame 1 | frame 2 | …          page_count() × 4 KiB, 2 MiB aligned, one mapping
-//    pages  | page 0  | page 1  | page 2  | …          64 bytes each, a mapping of its own, never moves
+//    data   | frame 0 | frame 1 | frame 2 | …   page_count() × 4 KiB, 2 MiB aligned, one mapping
+//    pages  | page 0  | page 1  | page 2  | …   64 bytes each, a mapping of its own, never moves
 //
-// The buddy allocator (Knowlton 1965; Knuth, TAOCP 1, 2.5) keeps free blocks of 2^order frames, each aligned to its size
-// relative to the arena's start, merges a freed block with its free buddy, and takes O(max_order) for either operation.
+// The buddy allocator (Knowlton 1965; Knuth, TAOCP 1, 2.5) keeps free blocks of 2^order frames,
+// each aligned to its size relative to the arena's start, merges a freed block with its free buddy,
+// and takes O(max_order) for either operation.
 //
-// Locks: `lock_` guards the free lists, and of each frame the fields `link`, `order` and the flag page_in_buddy while it is
-// free. It is a leaf: nothing is taken under it.
+// Locks: `lock_` guards the free lists, and of each frame the fields `link`, `order` and the flag
+// page_in_buddy while it is free. It is a leaf: nothing is taken under it.
 #pragma once
 
 #include <array>
@@ -26,12 +27,13 @@ class arena {
   static constexpr unsigned max_order = 10;  // 4 MiB
 
   struct options {
-    std::size_t bytes = 0;    // for data and page state together; at least min_bytes
-    bool huge_pages = true;   // try 2 MiB pages; backing() tells what came of it
+    std::size_t bytes = 0;   // for data and page state together; at least min_bytes
+    bool huge_pages = true;  // try 2 MiB pages; backing() tells what came of it
   };
 
   static constexpr std::size_t min_bytes = 1u << 20;
-  static constexpr std::size_t max_bytes = std::size_t{128} << 30;  // what 31-bit object handles reach
+  // What 31-bit object handles reach.
+  static constexpr std::size_t max_bytes = std::size_t{128} << 30;
 
   // Errors: EINVAL outside [min_bytes, max_bytes], ENOMEM.
   static result<std::unique_ptr<arena>> create(const options& opts,
@@ -42,11 +44,12 @@ class arena {
   arena(const arena&) = delete;
   arena& operator=(const arena&) = delete;
 
-  // A block of 2^order contiguous frames with one reference, held through its first frame; flags, owner and private_data are
-  // clear. Null when there is none. Any thread.
+  // A block of 2^order contiguous frames with one reference, held through its first frame; flags,
+  // owner and private_data are clear. Null when there is none. Any thread.
   page* allocate(unsigned order = 0) noexcept;
 
-  // Turns an allocated block into single frames with one reference each. The block must have no other holders.
+  // Turns an allocated block into single frames with one reference each. The block must have no
+  // other holders.
   void split(page& block) noexcept;
 
   // Returns a block whose last reference has gone. put_page() calls it.

@@ -1,19 +1,22 @@
 // The page frame: 64 bytes of state for each 4 KiB of an arena, as Linux's struct page.
 //
-// Frames are type-stable: an arena's array of them stays as long as the arena, so anybody may look at any frame at any time and
-// try to take a reference; a frame that nobody owns has a count of zero and refuses.
+// Frames are type-stable: an arena's array of them stays as long as the arena, so anybody may look
+// at any frame at any time and try to take a reference; a frame that nobody owns has a count of
+// zero and refuses.
 //
 // Life of a frame:
 //
-//    free (refs 0, in the buddy allocator) -> allocated (refs 1, owner null) -> in an index (owner and number set, refs 1
-//    for the index) -> frozen (refs 1 -> 0 in one step, taken off the index) -> free
+//    free (refs 0, in the buddy allocator) -> allocated (refs 1, owner null) -> in an index (owner
+//    and number set, refs 1 for the index) -> frozen (refs 1 -> 0 in one step, taken off the index)
+//    -> free
 //
-// Invariants: while somebody holds a reference, the frame's identity (owner, index) does not change from one non-null value
-// to another. A reference taken on a guess is therefore good exactly if the identity, read after taking it, is the one
-// that was looked for.
+// Invariants: while somebody holds a reference, the frame's identity (owner, index) does not change
+// from one non-null value to another. A reference taken on a guess is therefore good exactly if the
+// identity, read after taking it, is the one that was looked for.
 //
-// Guards: refs, flags, owner, index and private_data are atomics; `link` belongs to the lock of the list it is on (arena when
-// free, the page cache's list lock when cached); `order` is set by the arena while the block is free.
+// Guards: refs, flags, owner, index and private_data are atomics; `link` belongs to the lock of the
+// list it is on (arena when free, the page cache's list lock when cached); `order` is set by the
+// arena while the block is free.
 #pragma once
 
 #include <atomic>
@@ -33,7 +36,7 @@ inline constexpr unsigned page_shift = 12;
 
 // Bits of page::flags, with the kernel's meaning.
 enum page_flag : std::uint32_t {
-  page_locked = 1u << 0,      // one holder may change the data's state (fill it, write to it, take it off)
+  page_locked = 1u << 0,      // its holder may change the data's state (fill, write, take it off)
   page_uptodate = 1u << 1,    // every byte of it is valid
   page_dirty = 1u << 2,       // some of it is newer than the device
   page_writeback = 1u << 3,   // being written to the device: its data must not change
@@ -52,7 +55,7 @@ struct alignas(64) page {
   std::atomic<std::uint64_t> index{0};       // its number there, in pages
   std::atomic<void*> private_data{nullptr};  // of the owner
   list_node link;
-  arena* home = nullptr;  // set once when the arena is made
+  arena* home = nullptr;   // set once when the arena is made
   std::uint8_t order = 0;  // log2 of the frames in the block that this frame heads
 
   // The frame's 4 KiB.
@@ -64,10 +67,12 @@ struct alignas(64) page {
   }
   // release: pairs with test. Return the flags as they were.
   std::uint32_t set(std::uint32_t mask) noexcept {
-    return flags.fetch_or(mask, std::memory_order_acq_rel);  // acq_rel: also orders what follows a lock bit
+    // acq_rel: also orders what follows a lock bit.
+    return flags.fetch_or(mask, std::memory_order_acq_rel);
   }
   std::uint32_t clear(std::uint32_t mask) noexcept {
-    return flags.fetch_and(~mask, std::memory_order_acq_rel);  // acq_rel: an unlock publishes, its caller looks on
+    // acq_rel: an unlock publishes, its caller looks on.
+    return flags.fetch_and(~mask, std::memory_order_acq_rel);
   }
 };
 
@@ -76,7 +81,8 @@ static_assert(sizeof(page) == 64);
 // Returns a block whose last reference has gone to its arena.
 void release_page(page& p) noexcept;
 
-// Gives back one reference; the last one returns the block to its arena. The frame must be on no index and no list then.
+// Gives back one reference; the last one returns the block to its arena. The frame must be on no
+// index and no list then.
 inline void put_page(page& p) noexcept {
   if (p.refs.put()) release_page(p);
 }

@@ -3,12 +3,13 @@
 //   slab of one block of frames:
 //     | header | free stack: u16 × count | object 0 | object 1 | …
 //
-// The list of free objects lies in the header, not in the objects: a free object keeps its contents. That lets a cache be
-// type-stable: its constructor has run on every object once, slabs are never given back while it lives, and a reader that comes
-// late by a stale handle still reads an object of that type (which it must then check by other means).
+// The list of free objects lies in the header, not in the objects: a free object keeps its
+// contents. That lets a cache be type-stable: its constructor has run on every object once, slabs
+// are never given back while it lives, and a reader that comes late by a stale handle still reads
+// an object of that type (which it must then check by other means).
 //
-// Objects are also known by a 31-bit handle, their distance from the arena's start in units of 64 bytes, for indexes that
-// want to be half as large as pointers.
+// Objects are also known by a 31-bit handle, their distance from the arena's start in units of 64
+// bytes, for indexes that want to be half as large as pointers.
 //
 // Locks: lock_ guards the lists and every header; the arena's lock is taken under it, nothing else.
 #pragma once
@@ -26,18 +27,18 @@ struct slab_statistics {
   std::uint64_t objects_in_use = 0;
   std::uint64_t objects_total = 0;  // in all slabs
   std::uint64_t slabs = 0;
-  std::uint64_t slab_bytes = 0;     // of one slab
-  std::uint64_t failures = 0;       // allocations refused because the arena was empty
+  std::uint64_t slab_bytes = 0;  // of one slab
+  std::uint64_t failures = 0;    // allocations refused because the arena was empty
 };
 
 class slab_cache {
  public:
   struct options {
     std::string name;
-    std::size_t object_bytes = 0;            // 1 to 2048
-    std::size_t alignment = 64;              // power of two, at least 64, so that every object has a handle
+    std::size_t object_bytes = 0;  // 1 to 2048
+    std::size_t alignment = 64;    // power of two, at least 64, so that every object has a handle
     bool type_stable = false;
-    void (*construct)(void*) = nullptr;      // run once on every object of a new slab
+    void (*construct)(void*) = nullptr;  // run once on every object of a new slab
   };
 
   slab_cache(arena& memory, options opts);
@@ -46,15 +47,16 @@ class slab_cache {
   slab_cache(const slab_cache&) = delete;
   slab_cache& operator=(const slab_cache&) = delete;
 
-  // One object, as its constructor or last user left it; null when the arena has no frame for another slab. Any thread.
+  // One object, as its constructor or last user left it; null when the arena has no frame for
+  // another slab. Any thread.
   void* allocate() noexcept;
 
   // Gives back an object of this cache.
   void free(void* object) noexcept;
 
   std::uint32_t handle_of(const void* object) const noexcept {
-    return static_cast<std::uint32_t>(
-        (static_cast<const std::byte*>(object) - base_) >> handle_shift);
+    return static_cast<std::uint32_t>((static_cast<const std::byte*>(object) - base_) >>
+                                      handle_shift);
   }
   void* from_handle(std::uint32_t handle) const noexcept {
     return base_ + (std::size_t{handle} << handle_shift);
@@ -76,10 +78,10 @@ class slab_cache {
   arena& arena_;
   std::byte* const base_;
   options options_;
-  std::size_t stride_;          // bytes from one object to the next
-  unsigned order_;              // of a slab's block
-  std::uint32_t count_;         // objects in a slab
-  std::size_t first_;           // offset of object 0 in its slab
+  std::size_t stride_;   // bytes from one object to the next
+  unsigned order_;       // of a slab's block
+  std::uint32_t count_;  // objects in a slab
+  std::size_t first_;    // offset of object 0 in its slab
 
   mutable mutex lock_;
   list_node partial_ FOREBAY_GUARDED_BY(lock_);  // slabs with free objects, the fullest known first

@@ -34,8 +34,8 @@ class unique_fd {
 result<unique_fd> make_event_fd();
 void signal_event_fd(int fd) noexcept;
 
-// Blocks `signals` for the calling thread (and those it starts) and returns a descriptor that reads them as
-// signalfd_siginfo records (128 bytes each).
+// Blocks `signals` for the calling thread (and those it starts) and returns a descriptor that reads
+// them as signalfd_siginfo records (128 bytes each).
 result<unique_fd> make_signal_fd(std::initializer_list<int> signals);
 
 }  // namespace forebay

@@ -19,19 +19,21 @@
 namespace forebay {
 namespace {
 
-// statx as Linux 6.1 fills it: glibc 2.36 does not name the two direct-I/O fields, which lie in its first spare words.
+// statx as Linux 6.1 fills it: glibc 2.36 does not name the two direct-I/O fields, which lie in its
+// first spare words.
 struct dio_alignment {
   std::uint32_t memory = 0;
   std::uint32_t offset = 0;
 };
 
 dio_alignment query_dio_alignment(int fd) {
-  struct statx buffer {};
+  struct statx buffer{};
   if (::statx(fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &buffer) != 0) return {};
   if ((buffer.stx_mask & STATX_DIOALIGN) == 0) return {};
-  // stx_dio_mem_align and stx_dio_offset_align follow stx_mnt_id at byte 0x98 (include/uapi/linux/stat.h).
-  const auto* words = reinterpret_cast<const std::uint32_t*>(
-      reinterpret_cast<const std::byte*>(&buffer) + 0x98);
+  // stx_dio_mem_align and stx_dio_offset_align follow stx_mnt_id at byte 0x98
+  // (include/uapi/linux/stat.h).
+  const auto* words =
+      reinterpret_cast<const std::uint32_t*>(reinterpret_cast<const std::byte*>(&buffer) + 0x98);
   return {words[0], words[1]};
 }
 
@@ -97,7 +99,7 @@ std::span<iovec> advance_segments(std::span<iovec> segments, std::size_t done_by
 }
 
 result<block_file> block_file::open(const std::string& path, options opts) {
-  struct stat st {};
+  struct stat st{};
   if (::stat(path.c_str(), &st) != 0) return fail_errno();
   if (S_ISDIR(st.st_mode)) return fail(EISDIR);
   if (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode)) return fail(errc::not_a_device);
@@ -157,7 +159,8 @@ result<file_extent> block_file::extent_at(std::uint64_t offset_bytes) const {
   const auto at = static_cast<off_t>(offset_bytes);
   const off_t data = ::lseek(fd(), at, SEEK_DATA);
   if (data < 0) {
-    if (errno == ENXIO) return file_extent{geometry_.size_bytes, true};  // nothing but hole to the end
+    if (errno == ENXIO)
+      return file_extent{geometry_.size_bytes, true};  // nothing but hole to the end
     if (errno == EINVAL || errno == EOPNOTSUPP) return all_data;
     return fail_errno();
   }

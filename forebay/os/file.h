@@ -1,8 +1,10 @@
 // Files and block devices: the few calls that the block layer needs, each a result.
 //
-// `block_file` is the seam: the file device is written over anything that satisfies the BlockFile concept, so that a
-// simulated file can stand in.
+// `block_file` is the seam: the file device is written over anything that satisfies the BlockFile
+// concept, so that a simulated file can stand in.
 #pragma once
+
+#include <sys/uio.h>
 
 #include <concepts>
 #include <cstddef>
@@ -12,15 +14,13 @@
 
 #include "forebay/os/fd.h"
 
-struct iovec;
-
 namespace forebay {
 
 // What a file says of itself.
 struct file_geometry {
   std::uint64_t size_bytes = 0;
-  std::uint32_t logical_block_bytes = 512;    // smallest aligned unit that direct I/O accepts
-  std::uint32_t physical_block_bytes = 4096;  // unit that the medium writes without a read
+  std::uint32_t logical_block_bytes = 512;     // smallest aligned unit that direct I/O accepts
+  std::uint32_t physical_block_bytes = 4096;   // unit that the medium writes without a read
   std::uint32_t memory_alignment_bytes = 512;  // alignment that direct I/O asks of buffers
   bool is_block_device = false;
   bool is_sparse = false;  // fewer blocks allocated than its size needs
@@ -34,8 +34,8 @@ struct file_extent {
 };
 
 enum class zero_mode {
-  deallocate,       // give the blocks back; reads as zeros
-  keep_allocated,   // zeros, blocks stay allocated
+  deallocate,      // give the blocks back; reads as zeros
+  keep_allocated,  // zeros, blocks stay allocated
 };
 
 class block_file {
@@ -45,16 +45,17 @@ class block_file {
     bool direct = true;
   };
 
-  // Opens a regular file or block device, takes an exclusive lock on it (shared if read-only; errc::in_use if somebody
-  // else holds it) and reads its geometry. Where O_DIRECT is refused the file is opened without; geometry().direct
-  // tells. Errors: errno of open(2), errc::not_a_device, errc::empty_device, errc::in_use.
+  // Opens a regular file or block device, takes an exclusive lock on it (shared if read-only;
+  // errc::in_use if somebody else holds it) and reads its geometry. Where O_DIRECT is refused the
+  // file is opened without; geometry().direct tells. Errors: errno of open(2), errc::not_a_device,
+  // errc::empty_device, errc::in_use.
   static result<block_file> open(const std::string& path, options opts);
 
   int fd() const noexcept { return fd_.get(); }
   const file_geometry& geometry() const noexcept { return geometry_; }
 
-  // Whole-length vectored transfer at a byte offset; short transfers are carried on. Errors: errno; EIO at an unexpected
-  // end of file. `flags` are RWF_ flags of pwritev2(2).
+  // Whole-length vectored transfer at a byte offset; short transfers are carried on. Errors: errno;
+  // EIO at an unexpected end of file. `flags` are RWF_ flags of pwritev2(2).
   result<> read(std::span<iovec> segments, std::uint64_t offset_bytes) const;
   result<> write(std::span<iovec> segments, std::uint64_t offset_bytes, int flags) const;
 
@@ -64,7 +65,8 @@ class block_file {
   // Makes the range read as zeros without writing it. ENOTSUP if the file system cannot.
   result<> zero(std::uint64_t offset_bytes, std::uint64_t length_bytes, zero_mode mode) const;
 
-  // The extent that holds `offset_bytes` (SEEK_DATA, SEEK_HOLE); all data where the file system cannot tell.
+  // The extent that holds `offset_bytes` (SEEK_DATA, SEEK_HOLE); all data where the file system
+  // cannot tell.
   result<file_extent> extent_at(std::uint64_t offset_bytes) const;
 
  private:
@@ -88,7 +90,8 @@ concept BlockFile = requires(const F& f, std::span<iovec> segments) {
 
 static_assert(BlockFile<block_file>);
 
-// Drops `done_bytes` from the front of a segment list, as after a short transfer; returns what is left.
+// Drops `done_bytes` from the front of a segment list, as after a short transfer; returns what is
+// left.
 std::span<iovec> advance_segments(std::span<iovec> segments, std::size_t done_bytes) noexcept;
 
 }  // namespace forebay

@@ -6,9 +6,9 @@
 
 namespace forebay {
 
-// Sleeps while `word` holds `expected`, at most `timeout_ns` nanoseconds (UINT64_MAX: no limit); returns on a wake, a signal,
-// the timeout, or at once if the word differs, so the caller looks at the word again. Any thread; the word must stay alive
-// until every waiter has returned.
+// Sleeps while `word` holds `expected`, at most `timeout_ns` nanoseconds (UINT64_MAX: no limit);
+// returns on a wake, a signal, the timeout, or at once if the word differs, so the caller looks at
+// the word again. Any thread; the word must stay alive until every waiter has returned.
 void futex_wait(std::atomic<std::uint32_t>& word, std::uint32_t expected,
                 std::uint64_t timeout_ns = UINT64_MAX) noexcept;
 

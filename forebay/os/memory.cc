@@ -72,9 +72,12 @@ std::uint64_t cgroup_limit() {
 
 const char* to_string(page_backing b) noexcept {
   switch (b) {
-    case page_backing::huge_reserved: return "reserved 2 MiB pages";
-    case page_backing::huge_transparent: return "transparent 2 MiB pages";
-    case page_backing::ordinary: return "4 KiB pages";
+    case page_backing::huge_reserved:
+      return "reserved 2 MiB pages";
+    case page_backing::huge_transparent:
+      return "transparent 2 MiB pages";
+    case page_backing::ordinary:
+      return "4 KiB pages";
   }
   return "unknown pages";
 }
@@ -99,7 +102,8 @@ result<memory_mapping> memory_source::map(std::size_t bytes, bool huge) {
     if (p == nullptr) return fail_errno();
     return memory_mapping(p, bytes, page_backing::ordinary);
   }
-  // Without MAP_NORESERVE's overcommit: a reserved page that is promised must be there when it is touched.
+  // Without MAP_NORESERVE's overcommit: a reserved page that is promised must be there when it is
+  // touched.
   void* reserved = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB, -1, 0);
   if (reserved != MAP_FAILED) {
@@ -107,8 +111,7 @@ result<memory_mapping> memory_source::map(std::size_t bytes, bool huge) {
   }
   std::byte* p = map_huge_aligned(bytes);
   if (p == nullptr) return fail_errno();
-  const bool transparent =
-      ::madvise(p, bytes, MADV_HUGEPAGE) == 0 && !transparent_huge_pages_off();
+  const bool transparent = ::madvise(p, bytes, MADV_HUGEPAGE) == 0 && !transparent_huge_pages_off();
   return memory_mapping(p, bytes,
                         transparent ? page_backing::huge_transparent : page_backing::ordinary);
 }

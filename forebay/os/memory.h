@@ -1,7 +1,7 @@
 // Anonymous memory from the operating system, and how much there is.
 //
-// `memory_source` is the seam for tests: an arena asks it for its mapping, so a source that fails or refuses huge pages can
-// stand in.
+// `memory_source` is the seam for tests: an arena asks it for its mapping, so a source that fails
+// or refuses huge pages can stand in.
 #pragma once
 
 #include <cstddef>
@@ -47,16 +47,18 @@ class memory_source {
  public:
   virtual ~memory_source() = default;
 
-  // Zeroed, readable and writable memory, aligned to 2 MiB when `huge` is asked for and to 4 KiB otherwise. `bytes` is rounded
-  // up to that alignment. With `huge`, tries reserved huge pages, then transparent ones, then takes ordinary ones: the
-  // mapping's backing() tells which. Errors: ENOMEM, EINVAL for 0 bytes.
+  // Zeroed, readable and writable memory, aligned to 2 MiB when `huge` is asked for and to 4 KiB
+  // otherwise. `bytes` is rounded up to that alignment. With `huge`, tries reserved huge pages,
+  // then transparent ones, then takes ordinary ones: the mapping's backing() tells which. Errors:
+  // ENOMEM, EINVAL for 0 bytes.
   virtual result<memory_mapping> map(std::size_t bytes, bool huge);
 
   // The source that asks the kernel.
   static memory_source& system();
 };
 
-// Bytes of memory that the machine, or the cgroup (v1 or v2) that this process is in, allows it: the smaller one.
+// Bytes of memory that the machine, or the cgroup (v1 or v2) that this process is in, allows it:
+// the smaller one.
 std::uint64_t memory_limit_bytes();
 
 }  // namespace forebay

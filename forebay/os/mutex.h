@@ -1,7 +1,8 @@
-// A mutex that Clang's thread-safety analysis understands (-Wthread-safety), and the annotations that go with it.
+// A mutex that Clang's thread-safety analysis understands (-Wthread-safety), and the annotations
+// that go with it.
 //
-// `FOREBAY_GUARDED_BY(m)` stands on a field, `FOREBAY_REQUIRES(m)` on a function that is called with the lock held. Under
-// GCC they are nothing.
+// `FOREBAY_GUARDED_BY(m)` stands on a field, `FOREBAY_REQUIRES(m)` on a function that is called
+// with the lock held. Under GCC they are nothing.
 #pragma once
 
 #include <mutex>

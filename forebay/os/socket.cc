@@ -93,7 +93,7 @@ result<unique_fd> listen_unix(const std::string& path) {
   if (!address) return fail(address.error());
   unique_fd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
   if (!fd) return fail_errno();
-  struct stat st {};
+  struct stat st{};
   if (::lstat(path.c_str(), &st) == 0) {
     if (!S_ISSOCK(st.st_mode)) return fail(EEXIST);
     if (somebody_listens(*address)) return fail(EADDRINUSE);

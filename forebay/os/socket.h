@@ -26,11 +26,13 @@ struct endpoint {
   std::string nbd_uri(const std::string& export_name) const;
 };
 
-// Listens on a unix socket. A socket file that nobody listens on any more is replaced. Errors: ENAMETOOLONG; EADDRINUSE if
-// a process listens there; EEXIST if the path is something else than a socket; errno of bind(2).
+// Listens on a unix socket. A socket file that nobody listens on any more is replaced. Errors:
+// ENAMETOOLONG; EADDRINUSE if a process listens there; EEXIST if the path is something else than a
+// socket; errno of bind(2).
 result<unique_fd> listen_unix(const std::string& path);
 
-// Listens on every address that the host stands for. Errors: EADDRNOTAVAIL if the host is unknown; errno of bind(2).
+// Listens on every address that the host stands for. Errors: EADDRNOTAVAIL if the host is unknown;
+// errno of bind(2).
 result<std::vector<unique_fd>> listen_tcp(const std::string& host, std::uint16_t port);
 
 // Connects, blocking. Errors: ENAMETOOLONG, EADDRNOTAVAIL, errno of connect(2).

@@ -16,7 +16,9 @@ namespace {
 void fill(io_uring_sqe& sqe, const uring_submission& s) noexcept {
   const auto offset = s.offset_bytes;
   switch (s.opcode) {
-    case uring_opcode::nop: io_uring_prep_nop(&sqe); break;
+    case uring_opcode::nop:
+      io_uring_prep_nop(&sqe);
+      break;
     case uring_opcode::read:
       io_uring_prep_read(&sqe, s.fd, const_cast<void*>(s.address), s.length, offset);
       break;
@@ -143,15 +145,14 @@ std::size_t uring::pop(std::span<uring_completion> out) noexcept {
 unsigned uring::queued() const noexcept { return io_uring_sq_ready(ring_.get()); }
 
 result<> uring::register_memory(std::span<const iovec> pieces) {
-  const int r = io_uring_register_buffers(ring_.get(), pieces.data(),
-                                          static_cast<unsigned>(pieces.size()));
+  const int r =
+      io_uring_register_buffers(ring_.get(), pieces.data(), static_cast<unsigned>(pieces.size()));
   if (r < 0) return fail(-r);
   return {};
 }
 
 result<> uring::register_files(std::span<const int> fds) {
-  const int r =
-      io_uring_register_files(ring_.get(), fds.data(), static_cast<unsigned>(fds.size()));
+  const int r = io_uring_register_files(ring_.get(), fds.data(), static_cast<unsigned>(fds.size()));
   if (r < 0) return fail(-r);
   return {};
 }

@@ -1,6 +1,8 @@
-// io_uring: set-up, submission and completion entries, registration. Nothing here waits but submit_and_wait().
+// io_uring: set-up, submission and completion entries, registration. Nothing here waits but
+// submit_and_wait().
 //
-// One thread owns a ring: it creates it and makes every call on it (IORING_SETUP_SINGLE_ISSUER where the kernel has it).
+// One thread owns a ring: it creates it and makes every call on it (IORING_SETUP_SINGLE_ISSUER
+// where the kernel has it).
 #pragma once
 
 #include <cstddef>
@@ -35,15 +37,15 @@ enum class uring_opcode : std::uint8_t {
 // One submission, as it goes into the ring. Addresses must stay valid until its completion arrives.
 struct uring_submission {
   uring_opcode opcode = uring_opcode::nop;
-  bool registered_file = false;     // fd is an index into the registered files
-  std::uint16_t buffer_index = 0;   // of registered memory
+  bool registered_file = false;    // fd is an index into the registered files
+  std::uint16_t buffer_index = 0;  // of registered memory
   int fd = -1;
-  const void* address = nullptr;    // data, iovec array or msghdr; for cancel: the user_data to cancel
-  std::uint32_t length = 0;         // bytes or iovec count; fallocate: unused
+  const void* address = nullptr;  // data, iovec array, msghdr; for cancel: the user_data to cancel
+  std::uint32_t length = 0;       // bytes or iovec count; fallocate: unused
   std::uint64_t offset_bytes = 0;
-  std::uint64_t extent_bytes = 0;   // fallocate: length of the range
-  std::uint32_t flags = 0;          // RWF_, MSG_, FALLOC_ or SOCK_ flags
-  std::uint64_t user_data = 0;      // comes back with the completion
+  std::uint64_t extent_bytes = 0;  // fallocate: length of the range
+  std::uint32_t flags = 0;         // RWF_, MSG_, FALLOC_ or SOCK_ flags
+  std::uint64_t user_data = 0;     // comes back with the completion
 };
 
 struct uring_completion {
@@ -53,22 +55,23 @@ struct uring_completion {
 
 class uring {
  public:
-  // A ring with at least `entries` submission slots and four times as many completion slots. Errors: ENOSYS, EPERM
-  // (io_uring is switched off), ENOMEM.
+  // A ring with at least `entries` submission slots and four times as many completion slots.
+  // Errors: ENOSYS, EPERM (io_uring is switched off), ENOMEM.
   static result<uring> create(unsigned entries);
 
   uring(uring&&) noexcept;
   uring& operator=(uring&&) noexcept;
   ~uring();
 
-  // Queues one submission; when the submission queue is full, submits what it holds first. Error: errno of
-  // io_uring_enter(2), nothing is queued then.
+  // Queues one submission; when the submission queue is full, submits what it holds first. Error:
+  // errno of io_uring_enter(2), nothing is queued then.
   result<> push(const uring_submission& s);
 
   static constexpr std::uint64_t no_timeout = UINT64_MAX;
 
-  // Hands what is queued to the kernel and waits for `wait_count` completions (0: does not wait), at most `timeout_ns`
-  // nanoseconds. A signal, a timeout and a busy kernel are not errors: the caller looks at the completions and comes again.
+  // Hands what is queued to the kernel and waits for `wait_count` completions (0: does not wait),
+  // at most `timeout_ns` nanoseconds. A signal, a timeout and a busy kernel are not errors: the
+  // caller looks at the completions and comes again.
   result<> submit_and_wait(unsigned wait_count, std::uint64_t timeout_ns = no_timeout);
 
   // Up to out.size() completions that are there; returns how many.
@@ -77,8 +80,8 @@ class uring {
   // Submissions that are queued and not handed over yet.
   unsigned queued() const noexcept;
 
-  // Registers memory in pieces (each at most 1 GiB) under indexes 0, 1, …; pins it. Errors: ENOMEM when
-  // RLIMIT_MEMLOCK is too small, errno.
+  // Registers memory in pieces (each at most 1 GiB) under indexes 0, 1, …; pins it. Errors: ENOMEM
+  // when RLIMIT_MEMLOCK is too small, errno.
   result<> register_memory(std::span<const iovec> pieces);
 
   // Registers files under indexes 0, 1, …

@@ -1,8 +1,9 @@
 // The one completion model: every operation that ends later ends in a `completion`.
 //
-// A completion is an intrusive record with a function and a status. Three views of it: a function is called by it; a coroutine
-// co_awaits it (see task.h); a plain thread waits for it on a futex (see executor.h, sync_wait). Whoever completes one never
-// runs it on the spot: it is queued on an executor and run from that executor's flat loop, so the stack stays bounded.
+// A completion is an intrusive record with a function and a status. Three views of it: a function
+// is called by it; a coroutine co_awaits it (see task.h); a plain thread waits for it on a futex
+// (see executor.h, sync_wait). Whoever completes one never runs it on the spot: it is queued on an
+// executor and run from that executor's flat loop, so the stack stays bounded.
 //
 // Ownership: the record belongs to who started the operation and must stay alive until it has run.
 #pragma once

@@ -85,7 +85,8 @@ void blocking_executor::run_until(const bool& finished) noexcept {
   FOREBAY_ASSERT(current() == nullptr || current()->as_loop() == nullptr);
   const scope in(*this);
   for (;;) {
-    const std::uint32_t seen = wakeups_.load(std::memory_order_acquire);  // acquire: pairs with wake
+    const std::uint32_t seen =
+        wakeups_.load(std::memory_order_acquire);  // acquire: pairs with wake
     run_ready();
     if (finished) return;
     futex_wait(wakeups_, seen, until_next_timer_ns());

@@ -5,8 +5,9 @@
 //   defer(c) on its own thread -> deferred -----+    (deferred ones when nothing else is ready)
 //   start(timer) --------------> timers -------+
 //
-// A thread has at most one current executor: a `loop` (loop.h) on a server thread, or a blocking_executor for the time of a
-// sync_wait() on a plain one. All members but post() belong to the executor's own thread.
+// A thread has at most one current executor: a `loop` (loop.h) on a server thread, or a
+// blocking_executor for the time of a sync_wait() on a plain one. All members but post() belong to
+// the executor's own thread.
 #pragma once
 
 #include <atomic>
@@ -49,9 +50,9 @@ class executor {
   // Queues `c` from any thread and wakes the executor if it sleeps.
   void post(completion& c) noexcept;
 
-  // Timers: the record must stay alive until its completion runs or it is cancelled. cancel() returns false if the timer
-  // has expired already: its completion is queued or has run. Starting costs O(1) when it is the latest to expire, as it
-  // is when all have the same length.
+  // Timers: the record must stay alive until its completion runs or it is cancelled. cancel()
+  // returns false if the timer has expired already: its completion is queued or has run. Starting
+  // costs O(1) when it is the latest to expire, as it is when all have the same length.
   void start(timer& t) noexcept;
   bool cancel(timer& t) noexcept;
 
@@ -73,7 +74,8 @@ class executor {
     executor* previous_;
   };
 
-  // Runs everything that is ready, deferred or posted, and whatever that makes ready, until nothing is.
+  // Runs everything that is ready, deferred or posted, and whatever that makes ready, until nothing
+  // is.
   void run_ready() noexcept;
 
   // Nanoseconds until the next timer expires: 0 if one has, UINT64_MAX without timers.

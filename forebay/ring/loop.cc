@@ -49,7 +49,8 @@ void loop::run() noexcept {
   while (!stopping_.load(std::memory_order_acquire)) {
     run_ready();
     if (auto r = queue_.ring_doorbell(until_next_timer_ns()); !r) {
-      // The ring itself is broken (never seen; a kernel out of memory would be EAGAIN): nothing can go on without it.
+      // The ring itself is broken (never seen; a kernel out of memory would be EAGAIN): nothing can
+      // go on without it.
       FOREBAY_ASSERT(!"io_uring_enter failed");
     }
     while (completion* done = queue_.reap()) ready(*done);

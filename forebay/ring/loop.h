@@ -1,8 +1,8 @@
 // Event loop: an executor with an io_uring queue pair, one to a server thread.
 //
-// One turn: run everything that is ready (which queues submissions), hand the submissions over and wait for completions in one
-// system call, make the completions ready. All members but stop() and post() belong to the loop's thread, which is the
-// one that created it.
+// One turn: run everything that is ready (which queues submissions), hand the submissions over and
+// wait for completions in one system call, make the completions ready. All members but stop() and
+// post() belong to the loop's thread, which is the one that created it.
 #pragma once
 
 #include <atomic>
@@ -36,7 +36,8 @@ class loop final : public executor {
   // Any thread.
   void stop() noexcept;
 
-  // Starts an operation; `done` is run from this loop with the result, also when it could not even be queued.
+  // Starts an operation; `done` is run from this loop with the result, also when it could not even
+  // be queued.
   void submit(const uring_submission& s, completion& done) noexcept;
 
   // co_await io(s): the operation's result, a count or a negative errno.
@@ -44,7 +45,8 @@ class loop final : public executor {
     return await_completion([s](completion& done) noexcept { loop::current()->submit(s, done); });
   }
 
-  // Asks the kernel to give up the operation that ends in `target`, which then ends with -ECANCELED or what it had reached.
+  // Asks the kernel to give up the operation that ends in `target`, which then ends with -ECANCELED
+  // or what it had reached.
   void cancel(completion& target) noexcept;
 
  private:

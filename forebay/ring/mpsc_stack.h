@@ -1,5 +1,6 @@
-// Many-producer, single-consumer hand-over: producers push, the consumer takes everything at once (Treiber 1986, with a pop of
-// the whole list, so there is no ABA problem: no element is ever compared and swapped out singly).
+// Many-producer, single-consumer hand-over: producers push, the consumer takes everything at once
+// (Treiber 1986, with a pop of the whole list, so there is no ABA problem: no element is ever
+// compared and swapped out singly).
 #pragma once
 
 #include <atomic>
@@ -25,7 +26,8 @@ class mpsc_stack {
 
   // The consumer. All items, the oldest first, linked by next; null if there are none.
   T* take_all() noexcept {
-    // relaxed: a look that saves the exchange when there is nothing; the next call sees what it misses.
+    // relaxed: a look that saves the exchange when there is nothing; the next call sees what it
+    // misses.
     if (head_.load(std::memory_order_relaxed) == nullptr) return nullptr;
     // acquire: pairs with push.
     T* newest = head_.exchange(nullptr, std::memory_order_acquire);

@@ -1,13 +1,14 @@
 #include "forebay/ring/queue_pair.h"
 
-#include <sys/uio.h>
-
 #include <algorithm>
+
+#include "forebay/os/file.h"
 
 namespace forebay {
 namespace {
 
-constexpr std::size_t piece_bytes = std::size_t{1} << 30;  // the largest buffer the kernel registers
+// The largest buffer the kernel registers.
+constexpr std::size_t piece_bytes = std::size_t{1} << 30;
 
 }  // namespace
 

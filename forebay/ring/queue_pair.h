@@ -1,8 +1,9 @@
-// io_uring as a queue pair: a submission queue and a completion queue that run independently, completions in any order and
-// matched by identifier (the address of the completion record).
+// io_uring as a queue pair: a submission queue and a completion queue that run independently,
+// completions in any order and matched by identifier (the address of the completion record).
 //
-// Memory of one arena and a set of files can be registered, so that the kernel need not look them up and pin them for each
-// transfer: submit() then uses them by itself wherever an address or descriptor is one of theirs.
+// Memory of one arena and a set of files can be registered, so that the kernel need not look them
+// up and pin them for each transfer: submit() then uses them by itself wherever an address or
+// descriptor is one of theirs.
 #pragma once
 
 #include <cstdint>
@@ -27,17 +28,20 @@ class uring_queue_pair {
   // Errors: as uring::create.
   static result<uring_queue_pair> create(unsigned entries);
 
-  // Registers an arena's memory. On failure (RLIMIT_MEMLOCK, usually) transfers work as before, unregistered.
+  // Registers an arena's memory. On failure (RLIMIT_MEMLOCK, usually) transfers work as before,
+  // unregistered.
   result<> register_arena(const arena& memory);
   // Registers files; `fds` replaces what was registered before, which must be nothing.
   result<> register_files(std::span<const int> fds);
 
   bool has_registered_memory() const noexcept { return memory_bytes_ != 0; }
 
-  // Queues `s`; `done` is reaped when it has ended, with done.status as the system call's. Error: nothing is queued.
+  // Queues `s`; `done` is reaped when it has ended, with done.status as the system call's. Error:
+  // nothing is queued.
   result<> submit(uring_submission s, completion& done);
 
-  // Hands over what is queued (the doorbell) and waits for at least one completion, at most `timeout_ns`; 0 only looks.
+  // Hands over what is queued (the doorbell) and waits for at least one completion, at most
+  // `timeout_ns`; 0 only looks.
   result<> ring_doorbell(std::uint64_t timeout_ns);
 
   // The next ended operation, null when there is none for now.

@@ -1,8 +1,8 @@
 // task<T>: a coroutine that ends in a result<T>.
 //
-// Lazy: it starts when it is awaited or spawned. The awaiting coroutine is resumed by symmetric transfer, so chains of tasks
-// need no stack. A task belongs to one executor: it runs on the thread that started it. No exception leaves a task (one
-// that would ends the process).
+// Lazy: it starts when it is awaited or spawned. The awaiting coroutine is resumed by symmetric
+// transfer, so chains of tasks need no stack. A task belongs to one executor: it runs on the thread
+// that started it. No exception leaves a task (one that would ends the process).
 //
 // Allocation of the frame can fail: awaiting such a task gives ENOMEM, spawning it does too.
 //
@@ -27,9 +27,8 @@ namespace forebay {
 // A completion that resumes a coroutine.
 struct resume_completion : completion {
   resume_completion() noexcept
-      : completion([](completion& c) noexcept {
-          static_cast<resume_completion&>(c).handle.resume();
-        }) {}
+      : completion(
+            [](completion& c) noexcept { static_cast<resume_completion&>(c).handle.resume(); }) {}
   std::coroutine_handle<> handle;
 };
 
@@ -136,8 +135,8 @@ class [[nodiscard]] task {
     return awaiter{handle_};
   }
 
-  // Starts the task on its own, on the calling thread's executor, as a member of `group`; its result is dropped. False,
-  // and nothing happens, if its frame could not be allocated.
+  // Starts the task on its own, on the calling thread's executor, as a member of `group`; its
+  // result is dropped. False, and nothing happens, if its frame could not be allocated.
   [[nodiscard]] bool spawn(task_group& group) && noexcept {
     if (!handle_) return false;
     const auto handle = std::exchange(handle_, {});
@@ -152,8 +151,8 @@ class [[nodiscard]] task {
   std::coroutine_handle<promise_type> handle_;
 };
 
-// co_await on something that completes a completion: `start` is called with the record and must see to it that it is run on
-// the awaiting thread's executor. The value is the completion's result.
+// co_await on something that completes a completion: `start` is called with the record and must see
+// to it that it is run on the awaiting thread's executor. The value is the completion's result.
 template <typename Start>
 class await_completion {
  public:
@@ -208,7 +207,8 @@ task<> run_to_end(sync_start<T>* state) {
 
 }  // namespace detail
 
-// Runs `work` to its end on the calling thread, which must not be inside an event loop, and returns its result.
+// Runs `work` to its end on the calling thread, which must not be inside an event loop, and returns
+// its result.
 template <typename T>
 result<T> sync_wait(task<T> work) {
   blocking_executor here;
