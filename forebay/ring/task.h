@@ -83,9 +83,9 @@ struct task_promise_base {
       task_promise_base& p = h.promise();
       if (p.continuation) return p.continuation;
       if (p.group != nullptr) {
-        task_group* group = p.group;
+        task_group* members = p.group;  // p goes with the frame
         h.destroy();
-        group->finished();
+        members->finished();
       }
       return std::noop_coroutine();
     }
