@@ -33,7 +33,9 @@ std::uint64_t histogram::count() const noexcept {
 std::uint64_t histogram::percentile(double fraction) const noexcept {
   const std::uint64_t total = count();
   if (total == 0) return 0;
-  const double wanted = std::ceil(std::clamp(fraction, 0.0, 1.0) * static_cast<double>(total));
+  // Not std::clamp: it lets a NaN through, which has no value as an integer.
+  const double share = fraction > 0.0 ? std::min(fraction, 1.0) : 0.0;
+  const double wanted = std::ceil(share * static_cast<double>(total));
   const auto rank = std::max<std::uint64_t>(1, static_cast<std::uint64_t>(wanted));
   std::uint64_t seen = 0;
   for (unsigned i = 0; i < bucket_count; ++i) {
