@@ -5,6 +5,7 @@
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import tempfile
@@ -107,6 +108,11 @@ class HouseRules(unittest.TestCase):
             with self.subTest(name + ": " + text):
                 self.fails(name, text, expected, "check-layers")
 
+    def test_layers_are_the_build_s(self):
+        build = re.search(r"set\(FOREBAY_LAYERS ([a-z ]+)\)", (SOURCE / "CMakeLists.txt").read_text())
+        script = re.search(r"^LAYERS = (\[.*\])$", (SCRIPTS / "check-layers").read_text(), re.MULTILINE)
+        self.assertEqual(build[1].split(), json.loads(script[1]))
+
     def test_style(self):
         self.passes("check-style")
         long_file = "int a;\n" * 601
@@ -130,7 +136,7 @@ class HouseRules(unittest.TestCase):
 
     def test_format(self):
         self.passes("format", "--check")
-        self.fails("forebay/base/a.cc", "int  a ;\n", "clang-format", "format", "--check")
+        self.fails("forebay/base/a.cc", "int  a ;\n", "a.cc: 1 lines", "format", "--check")
 
     def test_man(self):
         self.passes("check-man")

@@ -1,4 +1,5 @@
-// A user's program: takes an arena, holds a frame, gives it back. Exit status 0 if all of it went as documented.
+// A user's program: takes an arena, holds a frame, gives it back. Exit status 0 if that went as
+// documented.
 #include <cstdio>
 #include <cstring>
 
