@@ -1,0 +1,161 @@
+#include "forebay/cache/address_space.h"
+
+#include <algorithm>
+#include <bit>
+
+#include "forebay/base/cache_line.h"
+
+namespace forebay {
+
+address_space::address_space(page_cache& cache, device& dev, options opts)
+    : cache_(cache),
+      device_(dev),
+      size_bytes_(dev.limits().size_bytes),
+      block_bytes_(opts.block_bytes),
+      may_have_holes_(dev.limits().may_have_holes),
+      index_(cache.nodes(), cache.memory(), (size_bytes_ + page_bytes - 1) >> page_shift) {
+  FOREBAY_ASSERT(std::has_single_bit(block_bytes_) && block_bytes_ >= 512 &&
+                 block_bytes_ <= page_bytes && block_bytes_ >= dev.limits().logical_block_bytes);
+}
+
+address_space::~address_space() {
+  std::uint64_t at = 0;
+  for (;;) {
+    page* p = nullptr;
+    {
+      const scoped_lock hold(lock_);
+      const auto found = index_.next(at, UINT64_MAX);
+      if (!found) break;
+      at = found->index;
+      p = found->frame;
+      FOREBAY_ASSERT(!p->test(page_writeback));
+      p->refs.get();
+    }
+    remove_page(*p);
+    drop_buffers(*p, cache_.buffers());
+    put_page(*p);
+  }
+}
+
+std::size_t address_space::valid_bytes(std::uint64_t index) const noexcept {
+  return std::min<std::uint64_t>(page_bytes, size_bytes_ - (index << page_shift));
+}
+
+page_ref address_space::find(std::uint64_t index) noexcept {
+  page* p = index_.lookup(index);
+  if (p == nullptr || !p->refs.get_unless_zero()) return {};
+  page_ref ref = page_ref::adopt(*p);
+  // The reference holds the identity still: is it the page that was looked for? relaxed: owns() has acquired.
+  if (!owns(*p) || p->index.load(std::memory_order_relaxed) != index) return {};
+  return ref;
+}
+
+bool address_space::being_discarded(std::uint64_t index) const noexcept {
+  // The list is as long as there are discards under way, which is nearly always nought.
+  auto& list = const_cast<intrusive_list<punch, &punch::link>&>(punches_);
+  return std::any_of(list.begin(), list.end(),
+                     [index](const punch& p) { return index >= p.first && index < p.end; });
+}
+
+// Puts a frame, of which the caller has the only reference, into the index: locked, not uptodate, with a second reference
+// for the index. Whatever else happens the frame stays the caller's as it was.
+address_space::add_outcome address_space::add_page(std::uint64_t index, page& p) noexcept {
+  {
+    const scoped_lock hold(lock_);
+    if (being_discarded(index)) return add_outcome::discarding;
+    if (index_.lookup(index) != nullptr) return add_outcome::exists;
+    if (!index_.insert(index, p)) return add_outcome::no_memory;
+    p.refs.get();
+    p.set(page_locked);
+    p.index.store(index, std::memory_order_relaxed);  // relaxed: published with the owner
+    p.owner.store(this, std::memory_order_release);   // release: pairs with find and owns
+  }
+  cache_.add_to_list(p);
+  return add_outcome::added;
+}
+
+// Takes a page off the index; the caller holds a reference and, but for the destructor, the page lock.
+void address_space::remove_page(page& p) noexcept {
+  cache_.remove_from_list(p);
+  {
+    const scoped_lock hold(lock_);
+    index_.erase(p.index.load(std::memory_order_relaxed));  // relaxed: held by the reference
+    p.owner.store(nullptr, std::memory_order_release);      // release: lockers look again at owns()
+    const std::uint32_t was = p.clear(page_dirty | page_error);
+    if ((was & page_dirty) != 0) cache_.count_dirty(-1);
+    if ((was & page_error) != 0) {
+      cache_.count_error(-1);
+      error_pages_.fetch_sub(1, std::memory_order_relaxed);  // relaxed: under lock_
+    }
+  }
+  put_page(p);  // the index's reference; the caller's is left
+}
+
+bool address_space::evict(page& p) noexcept {
+  const scoped_lock hold(lock_);
+  if (!owns(p) || !p.refs.freeze(1)) return false;
+  if (p.test(page_dirty | page_writeback | page_locked)) {
+    p.refs.set(1);
+    return false;
+  }
+  index_.erase(p.index.load(std::memory_order_relaxed));  // relaxed: frozen
+  p.owner.store(nullptr, std::memory_order_relaxed);      // relaxed: nobody can take a reference
+  return true;
+}
+
+void address_space::mark_dirty(page& p) noexcept {
+  FOREBAY_DCHECK(p.test(page_locked) && !p.test(page_writeback));
+  if (p.test(page_dirty)) return;
+  {
+    const scoped_lock hold(lock_);
+    index_.set_tag(p.index.load(std::memory_order_relaxed), page_tag::dirty);  // relaxed: held
+    p.set(page_dirty);
+    cache_.count_dirty(1);
+  }
+  // relaxed: a flusher that goes idle looks at the limit itself afterwards.
+  if (cache_.over_background_limit() && flusher_idle_.load(std::memory_order_relaxed)) {
+    flusher_wanted_.wake_all();
+  }
+}
+
+result<std::vector<address_space::extent>> address_space::extents(std::uint64_t offset,
+                                                                  std::uint64_t length,
+                                                                  std::size_t max_extents) {
+  std::vector<extent> out;
+  const auto add = [&out](std::uint64_t bytes, bool hole) {
+    if (!out.empty() && out.back().hole == hole) {
+      out.back().length_bytes += bytes;
+    } else {
+      out.push_back({bytes, hole});
+    }
+  };
+  const std::uint64_t end = offset + length;
+  while (offset < end && out.size() <= max_extents) {
+    const auto on_device = device_.extent_at(offset);
+    if (!on_device) return fail(on_device.error());
+    std::uint64_t stop = std::min(end, std::max(on_device->end_bytes, offset + 1));
+    bool hole = on_device->hole;
+    if (hole) {
+      // Data that waits in the cache to be written is data.
+      const scoped_lock hold(lock_);
+      const std::uint64_t last = page_of(stop - 1) + 1;
+      std::uint64_t data = UINT64_MAX;
+      for (const page_tag tag : {page_tag::dirty, page_tag::writeback}) {
+        const auto found = index_.next_tagged(page_of(offset), last, tag);
+        if (found) data = std::min(data, found->index << page_shift);
+      }
+      if (data <= offset) {
+        hole = false;
+        stop = std::min(stop, round_up(offset + 1, std::uint64_t{page_bytes}));
+      } else {
+        stop = std::min(stop, data);
+      }
+    }
+    add(stop - offset, hole);
+    offset = stop;
+  }
+  if (out.size() > max_extents) out.pop_back();
+  return out;
+}
+
+}  // namespace forebay

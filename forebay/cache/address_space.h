@@ -1,0 +1,207 @@
+// An address space: the cached pages of one device, and everything that moves them.
+//
+//   read  ── try_pin ── hit ──────────────────────────────────> pins
+//           └─ pin ── absent: frame, index, bio ── wait ──────> pins
+//   write ── find or make the page, lock it, copy, mark dirty ─> (write-back later)
+//   flush ── write-back of every dirty page ── device flush ──> durable
+//
+// Rules that hold everything together:
+//  1. A page is put into the index only under lock_, locked and not uptodate, and gets its identity (owner, index) there.
+//  2. Data changes only under the page lock, and not while page_writeback is set (stable pages): what is written is not torn.
+//  3. Clean becomes dirty under page lock and lock_, together with the index's tag; dirty becomes writeback likewise.
+//  4. A page leaves the index by eviction (its count frozen at the index's own reference, clean) or by a discard (page locked).
+//  5. While a discard works on a range, nothing is put into the index there and no write-back starts there.
+//  6. Who holds a page lock waits for that page's I/O only (see page_wait.h).
+//
+// Lock order: see page_cache.h. lock_ guards index_ (but its lookup), punches_ and the flush ticket; error_ is an atomic.
+//
+// Thread-safety: all of it may be used from any thread that has an executor; the try_ functions from any thread.
+// Offsets and lengths are bytes and lie inside the device; the caller checks them.
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "forebay/cache/bio_batch.h"
+#include "forebay/cache/page_cache.h"
+#include "forebay/cache/page_wait.h"
+
+namespace forebay {
+
+class address_space {
+ public:
+  struct options {
+    std::uint32_t block_bytes = 512;  // 512 to 4096, at least the device's logical block
+  };
+
+  // A part of the device with the same answer to "does it hold data?".
+  struct extent {
+    std::uint64_t length_bytes;
+    bool hole;
+  };
+
+  address_space(page_cache& cache, device& dev, options opts);
+  // Takes off every page. What is still dirty is lost: flush first. No operation may be under way.
+  ~address_space();
+  address_space(const address_space&) = delete;
+  address_space& operator=(const address_space&) = delete;
+
+  device& dev() const noexcept { return device_; }
+  std::uint64_t size_bytes() const noexcept { return size_bytes_; }
+  std::uint32_t block_bytes() const noexcept { return block_bytes_; }
+
+  // ---- Reading ----
+
+  // Pins the pages of [offset, offset + length) if all are there and valid; `out` has room for them. Takes no lock.
+  bool try_pin(std::uint64_t offset, std::size_t length, std::span<page_ref> out) noexcept;
+
+  // Pins them in order, reading what is missing, and returns how many: all of them, or at least one when out or memory is
+  // short. Only the blocks that the range touches are read. Error: the device's.
+  task<std::size_t> pin(std::uint64_t offset, std::size_t length, std::span<page_ref> out);
+
+  // Copies out. The same errors.
+  task<> read(std::uint64_t offset, std::span<std::byte> out);
+
+  // Brings a range into the cache.
+  task<> prefetch(std::uint64_t offset, std::uint64_t length);
+
+  // ---- Writing ----
+
+  // Writes as much of the front of `data` as needs no wait; returns how many bytes.
+  std::size_t try_write(std::uint64_t offset, std::span<const std::byte> data) noexcept;
+
+  // Writes all of it into the cache. Errors: of a read that a partial block needs; of write-back, when the dirty limit is
+  // reached with pages that cannot be written. The bytes before the failure are written.
+  task<> write(std::uint64_t offset, std::span<const std::byte> data);
+
+  // Makes a range read as zeros: whole pages by the device if it has a quick way (deallocating unless keep_allocated), the
+  // rest through the cache. ENOTSUP, if only_fast and the device has none: nothing has changed then.
+  struct zero_options {
+    bool keep_allocated = false;
+    bool only_fast = false;
+  };
+  task<> write_zeroes(std::uint64_t offset, std::uint64_t length, zero_options opts);
+
+  // The contents of the range are no longer needed; whole pages of it read as zeros afterwards where the device can.
+  task<> discard(std::uint64_t offset, std::uint64_t length);
+
+  // ---- Durability ----
+
+  // Makes durable everything that was written before the call. Error: the first of the pages that could not be written, as
+  // long as there are any; they stay dirty and are tried again.
+  task<> flush();
+
+  // The same for a range (FUA).
+  task<> sync_range(std::uint64_t offset, std::uint64_t length);
+
+  // ---- Looking ----
+
+  // Extents from `offset` on, at most `max_extents` and at least one; unwritten cached data counts as data.
+  result<std::vector<extent>> extents(std::uint64_t offset, std::uint64_t length,
+                                      std::size_t max_extents);
+
+  // ---- Write-back in the background ----
+
+  // Runs until stop_flusher(): writes when the cache is over its background limit, and what is older than a few seconds.
+  task<> run_flusher();
+  void stop_flusher() noexcept;
+
+  // For the page cache, which holds its list lock: takes a clean unused page off, true if its count is now zero.
+  bool evict(page& p) noexcept;
+
+ private:
+  enum class add_outcome { added, exists, discarding, no_memory };
+  enum class step { done, page_locked, page_writeback, no_memory, needs_read, over_limit, discarding };
+
+  // A range that a discard works on, in pages; in its coroutine's frame.
+  struct punch {
+    std::uint64_t first;
+    std::uint64_t end;
+    list_node link;
+  };
+
+  // Frames taken ahead for a run of missing pages.
+  class frame_supply;
+
+  std::size_t valid_bytes(std::uint64_t index) const noexcept;
+  static std::uint64_t page_of(std::uint64_t offset) noexcept { return offset >> page_shift; }
+
+  // address_space.cc: the index
+  page_ref find(std::uint64_t index) noexcept;
+  bool owns(const page& p) const noexcept {
+    return p.owner.load(std::memory_order_acquire) == this;  // acquire: the identity that goes with it
+  }
+  add_outcome add_page(std::uint64_t index, page& p) noexcept FOREBAY_EXCLUDES(lock_);
+  void remove_page(page& p) noexcept FOREBAY_EXCLUDES(lock_);
+  void mark_dirty(page& p) noexcept FOREBAY_EXCLUDES(lock_);
+  bool being_discarded(std::uint64_t index) const noexcept FOREBAY_REQUIRES(lock_);
+  auto discard_over(std::uint64_t index) noexcept {
+    return punch_done_.wait_unless([this, index]() noexcept {
+      const scoped_lock hold(lock_);
+      return !being_discarded(index);
+    });
+  }
+
+  // fill.cc: reading
+  task<std::size_t> add_missing(std::uint64_t offset, std::size_t length, std::span<page_ref> out,
+                                bio_batch& batch);
+  task<> fill_page(page& p, std::size_t from, std::size_t to);
+  task<> fill_locked(page& p, std::size_t from, std::size_t to);
+  bool fill_from_hole(std::uint64_t offset, std::byte* data, std::size_t bytes,
+                      std::uint64_t& data_until) noexcept;
+  static void end_read(address_space& self, const bio& b) noexcept;
+  template <typename F>
+  void for_each_page(const bio& b, F f) noexcept;
+
+  // write.cc
+  step write_in_page(std::uint64_t index, std::size_t from, std::span<const std::byte> data,
+                     page_ref& p) noexcept;
+  step write_locked(page& p, std::size_t from, std::span<const std::byte> data) noexcept;
+  task<> wait_for(step s, std::uint64_t index, std::size_t from, std::size_t to, page_ref& p);
+  task<> write_zero_pages(std::uint64_t offset, std::uint64_t length);
+
+  // writeback.cc
+  task<std::uint64_t> write_back(std::uint64_t first, std::uint64_t end, std::uint8_t flags);
+  task<> write_back_page(page& p, bio_batch& batch, std::uint64_t& started);
+  std::size_t collect(std::uint64_t& from, std::uint64_t end, page_tag tag,
+                      std::span<page_ref> out) noexcept FOREBAY_EXCLUDES(lock_);
+  bool start_writeback(page& p) noexcept FOREBAY_EXCLUDES(lock_);
+  void end_writeback(page& p, std::int32_t status) noexcept FOREBAY_EXCLUDES(lock_);
+  static void end_write(address_space& self, const bio& b) noexcept;
+  task<> wait_for_writeback(std::uint64_t first, std::uint64_t end);
+  task<> flush_now();
+  result<> pending_error() const noexcept;
+
+  // discard.cc
+  task<> punch_pages(std::uint64_t first, std::uint64_t end, bio_op op, std::uint8_t flags);
+  task<> drop_pages(std::uint64_t first, std::uint64_t end);
+  void zero_in_place(page& p) noexcept;
+
+  page_cache& cache_;
+  device& device_;
+  const std::uint64_t size_bytes_;
+  const std::uint32_t block_bytes_;
+  std::atomic<bool> may_have_holes_;
+
+  mutable mutex lock_;
+  page_index index_;  // written under lock_; its lookup() is free
+  intrusive_list<punch, &punch::link> punches_ FOREBAY_GUARDED_BY(lock_);
+  wait_queue punch_done_;
+
+  // Flushes that wait while one runs share the next.
+  std::uint64_t flush_started_ FOREBAY_GUARDED_BY(lock_) = 0;
+  std::uint64_t flush_done_ FOREBAY_GUARDED_BY(lock_) = 0;
+  bool flush_running_ FOREBAY_GUARDED_BY(lock_) = false;
+  std::error_code flush_result_ FOREBAY_GUARDED_BY(lock_);
+  wait_queue flush_ended_;
+
+  std::atomic<std::int32_t> error_{0};         // negative errno of the newest write-back failure
+  std::atomic<std::uint32_t> error_pages_{0};  // pages that are dirty because their write failed
+
+  std::atomic<bool> stopping_{false};
+  std::atomic<bool> flusher_running_{false};
+  std::atomic<bool> flusher_idle_{false};
+  wait_queue flusher_wanted_;
+};
+
+}  // namespace forebay

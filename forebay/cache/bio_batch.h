@@ -1,0 +1,95 @@
+// A stream of bios of one kind that one coroutine builds and waits for: neighbouring pieces are merged, at most `max_in_flight`
+// are under way at a time, and one bio is held in reserve so that there is progress without memory.
+//
+// One thread. The batch must be drained before it goes.
+#pragma once
+
+#include <array>
+#include <coroutine>
+#include <cstdint>
+
+#include "forebay/block/device.h"
+#include "forebay/memory/page.h"
+
+namespace forebay {
+
+class address_space;
+
+class bio_batch {
+ public:
+  static constexpr unsigned max_in_flight = 16;
+
+  // Called for each bio that has ended, from the executor's loop.
+  using end_function = void (*)(address_space&, const bio&) noexcept;
+
+  bio_batch(address_space& space, device& dev, bio_op op, std::uint8_t flags,
+            end_function end) noexcept
+      : space_(space), device_(dev), op_(op), flags_(flags), end_(end) {}
+  ~bio_batch() { FOREBAY_ASSERT(in_flight_ == 0 && current_ == nullptr); }
+  bio_batch(const bio_batch&) = delete;
+  bio_batch& operator=(const bio_batch&) = delete;
+
+  // Adds `bytes` of memory for a place on the device; what was gathered before is submitted if this does not continue it.
+  // False, and nothing is added, when no bio is to be had: co_await room() and call again.
+  bool try_append(std::uint64_t offset_bytes, std::byte* data, std::size_t bytes) noexcept;
+
+  // Submits what is gathered.
+  void submit() noexcept;
+
+  // Resumes when fewer than `limit` bios are in flight and one is to be had; when none is in flight, for 0.
+  class awaiter {
+   public:
+    awaiter(bio_batch& batch, unsigned limit) noexcept : batch_(batch), limit_(limit) {}
+    bool await_ready() const noexcept { return batch_.reached(limit_); }
+    void await_suspend(std::coroutine_handle<> h) noexcept {
+      batch_.waiter_ = h;
+      batch_.limit_ = limit_;
+    }
+    void await_resume() const noexcept {}
+
+   private:
+    bio_batch& batch_;
+    unsigned limit_;
+  };
+
+  // co_await room(): until a bio is to be had; co_await drain(): submits, and until none is in flight.
+  awaiter room() noexcept { return {*this, max_in_flight}; }
+  awaiter drain() noexcept {
+    submit();
+    return {*this, 0};
+  }
+
+  // The first failure, a negative errno; 0 if there was none.
+  std::int32_t error() const noexcept { return error_; }
+  void set_error(std::int32_t e) noexcept {
+    if (error_ == 0) error_ = e;
+  }
+
+ private:
+  struct batch_bio : bio {
+    bio_batch* batch = nullptr;
+  };
+
+  bool reached(unsigned limit) const noexcept {
+    return limit == 0 ? in_flight_ == 0 : in_flight_ < limit && !(reserve_busy_ && starved_);
+  }
+
+  batch_bio* acquire() noexcept;
+  void ended(batch_bio& b) noexcept;
+
+  address_space& space_;
+  device& device_;
+  const bio_op op_;
+  const std::uint8_t flags_;
+  const end_function end_;
+  batch_bio* current_ = nullptr;  // being built
+  batch_bio reserve_;
+  bool reserve_busy_ = false;
+  bool starved_ = false;  // the last allocation failed
+  unsigned in_flight_ = 0;
+  std::int32_t error_ = 0;
+  std::coroutine_handle<> waiter_;
+  unsigned limit_ = 0;  // what waiter_ waits for
+};
+
+}  // namespace forebay

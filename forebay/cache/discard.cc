@@ -1,0 +1,151 @@
+// Trim and write-zeroes of an address space.
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+
+#include "forebay/base/cache_line.h"
+#include "forebay/cache/address_space.h"
+
+namespace forebay {
+namespace {
+
+// Below this many whole pages zeros are cheaper to write than to ask the device for.
+constexpr std::uint64_t least_pages_for_device = 16;
+
+constexpr std::array<std::byte, page_bytes> zeros{};
+
+bool is_unsupported(std::error_code e) noexcept {
+  return e == std::errc::not_supported || e == std::errc::operation_not_supported;
+}
+
+}  // namespace
+
+// Empties a locked page whose buffers keep it in the cache.
+void address_space::zero_in_place(page& p) noexcept {
+  std::memset(p.data(), 0, page_bytes);
+  for_each_buffer(p, 0, page_bytes, [](buffer_head& b) {
+    b.clear(bh_dirty);
+    b.set(bh_uptodate);
+  });
+  p.set(page_uptodate | page_zero);
+  const scoped_lock hold(lock_);
+  index_.clear_tag(p.index.load(std::memory_order_relaxed), page_tag::dirty);  // relaxed: locked
+  const std::uint32_t was = p.clear(page_dirty | page_error);
+  if ((was & page_dirty) != 0) cache_.count_dirty(-1);
+  if ((was & page_error) != 0) {
+    cache_.count_error(-1);
+    error_pages_.fetch_sub(1, std::memory_order_relaxed);  // relaxed: under lock_
+  }
+}
+
+// Takes the pages of a range off the cache after the device has emptied it.
+task<> address_space::drop_pages(std::uint64_t first, std::uint64_t end) {
+  for (std::uint64_t at = first;;) {
+    page_ref p;
+    {
+      const scoped_lock hold(lock_);
+      const auto found = index_.next(at, end);
+      if (!found) break;
+      found->frame->refs.get();  // the index holds one while we hold lock_
+      p = page_ref::adopt(*found->frame);
+      at = found->index + 1;
+    }
+    while (!try_lock_page(*p)) co_await wait_until_clear(*p, page_locked);
+    if (owns(*p)) {
+      // Others may be reading the buffers of a page that they have pinned, so such a page stays.
+      if (page_buffers(*p) != nullptr) {
+        zero_in_place(*p);
+      } else {
+        remove_page(*p);
+      }
+    }
+    unlock_page(*p);
+  }
+  cache_.progress().wake_all();
+  co_return result<>{};
+}
+
+// Has the device empty whole pages. Until it has succeeded the cache is left as it is, so a failure changes nothing.
+task<> address_space::punch_pages(std::uint64_t first, std::uint64_t end, bio_op op,
+                                  std::uint8_t flags) {
+  punch range{first, end, {}};
+  for (bool entered = false; !entered;) {
+    {
+      const scoped_lock hold(lock_);
+      entered = std::none_of(punches_.begin(), punches_.end(), [&](const punch& other) {
+        return other.first < end && first < other.end;
+      });
+      if (entered) punches_.push_back(range);
+    }
+    if (!entered) {
+      co_await punch_done_.wait_unless([this, first, end]() noexcept {
+        const scoped_lock hold(lock_);
+        return std::none_of(punches_.begin(), punches_.end(), [&](const punch& other) {
+          return other.first < end && first < other.end;
+        });
+      });
+    }
+  }
+  result<> r = co_await wait_for_writeback(first, end);
+  if (r) {
+    bio b(op, first << page_shift, flags);
+    b.length_bytes = std::min(end << page_shift, size_bytes_) - b.offset_bytes;
+    const std::int32_t status = co_await submit_and_wait(device_, b);
+    if (status != 0) r = fail(-status);
+  }
+  if (r) {
+    may_have_holes_.store(true, std::memory_order_relaxed);  // relaxed: a hint
+    r = co_await drop_pages(first, end);
+  }
+  {
+    const scoped_lock hold(lock_);
+    punches_.erase(range);
+  }
+  punch_done_.wake_all();
+  co_return r;
+}
+
+task<> address_space::write_zero_pages(std::uint64_t offset, std::uint64_t length) {
+  while (length != 0) {
+    const std::size_t n = std::min<std::uint64_t>(length, page_bytes - offset % page_bytes);
+    const result<> r = co_await write(offset, {zeros.data(), n});
+    if (!r) co_return fail(r.error());
+    offset += n;
+    length -= n;
+  }
+  co_return result<>{};
+}
+
+task<> address_space::write_zeroes(std::uint64_t offset, std::uint64_t length, zero_options opts) {
+  const std::uint64_t end = offset + length;
+  const std::uint64_t first = (offset + page_bytes - 1) >> page_shift;
+  // The last page of the device is whole though it may be short.
+  const std::uint64_t last = end == size_bytes_ ? page_of(end - 1) + 1 : page_of(end);
+  if (first + least_pages_for_device <= last) {
+    const std::uint8_t flags = opts.keep_allocated ? bio_no_unmap : 0;
+    const result<> r = co_await punch_pages(first, last, bio_op::write_zeroes, flags);
+    if (r) {
+      const std::uint64_t head_end = first << page_shift;
+      const std::uint64_t tail = std::min(last << page_shift, end);
+      const result<> head = co_await write_zero_pages(offset, head_end - offset);
+      if (!head) co_return fail(head.error());
+      co_return co_await write_zero_pages(tail, end - tail);
+    }
+    if (!is_unsupported(r.error()) || opts.only_fast) co_return fail(r.error());
+  }
+  co_return co_await write_zero_pages(offset, length);
+}
+
+task<> address_space::discard(std::uint64_t offset, std::uint64_t length) {
+  const std::uint64_t end = offset + length;
+  const std::uint64_t first = (offset + page_bytes - 1) >> page_shift;
+  const std::uint64_t last = end == size_bytes_ ? page_of(end - 1) + 1 : page_of(end);
+  if (first >= last) co_return result<>{};
+  const result<> r = co_await punch_pages(first, last, bio_op::discard, 0);
+  // Advice that the device cannot take is no failure.
+  if (!r && !is_unsupported(r.error())) co_return fail(r.error());
+  co_return result<>{};
+}
+
+}  // namespace forebay

@@ -1,0 +1,315 @@
+// The read side of an address space: hits, misses, and what is read for a part of a page.
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+
+#include "forebay/base/cache_line.h"
+#include "forebay/cache/address_space.h"
+
+namespace forebay {
+
+// Takes frames for a run of missing pages, contiguous ones where memory is free in larger blocks, so that the run's bio has few
+// segments; gives back what was not used.
+class address_space::frame_supply {
+ public:
+  explicit frame_supply(page_cache& cache) noexcept : cache_(cache) {}
+  ~frame_supply() {
+    while (left_ != 0) put_page(*take());
+  }
+  frame_supply(const frame_supply&) = delete;
+  frame_supply& operator=(const frame_supply&) = delete;
+
+  // A frame with one reference, for a run of which `wanted` pages are still to come; null when there is no memory.
+  page* get(std::size_t wanted) noexcept {
+    if (left_ != 0) return take();
+    for (unsigned order = std::min(order_for(wanted), order_limit_); order != 0; --order) {
+      next_ = cache_.try_allocate_run(order);
+      if (next_ == nullptr) {
+        order_limit_ = order - 1;  // not tried again for this run
+        continue;
+      }
+      left_ = std::size_t{1} << order;
+      return take();
+    }
+    return cache_.try_allocate_frame();
+  }
+
+  // Takes back the frame that get() gave last.
+  void unget(page& p) noexcept { put_page(p); }
+
+ private:
+  static constexpr unsigned max_run_order = 8;  // 1 MiB
+
+  static unsigned order_for(std::size_t wanted) noexcept {
+    return std::min(static_cast<unsigned>(std::bit_width(wanted)) - 1, max_run_order);
+  }
+  page* take() noexcept {
+    --left_;
+    return next_++;
+  }
+
+  page_cache& cache_;
+  page* next_ = nullptr;
+  std::size_t left_ = 0;
+  unsigned order_limit_ = max_run_order;
+};
+
+namespace {
+
+// The bytes [from, to) of page `index` that a range of the device touches.
+struct page_part {
+  std::size_t from;
+  std::size_t to;
+};
+
+page_part part_of(std::uint64_t index, std::uint64_t offset, std::uint64_t end) noexcept {
+  const std::uint64_t start = index << page_shift;
+  return {static_cast<std::size_t>(std::max(offset, start) - start),
+          static_cast<std::size_t>(std::min<std::uint64_t>(end - start, page_bytes))};
+}
+
+}  // namespace
+
+// Calls f(page, from, to) for each page that a read or write bio transfers a part of.
+template <typename F>
+void address_space::for_each_page(const bio& b, F f) noexcept {
+  std::uint64_t offset = b.offset_bytes;
+  for (const iovec& s : b.used_segments()) {
+    auto* data = static_cast<std::byte*>(s.iov_base);
+    for (std::size_t left = s.iov_len; left != 0;) {
+      const std::size_t from = offset % page_bytes;
+      const std::size_t n = std::min(left, page_bytes - from);
+      f(cache_.memory().frame_at(data), from, from + n);
+      data += n;
+      offset += n;
+      left -= n;
+    }
+  }
+}
+
+bool address_space::try_pin(std::uint64_t offset, std::size_t length,
+                            std::span<page_ref> out) noexcept {
+  const std::uint64_t end = offset + length;
+  const std::uint64_t first = page_of(offset);
+  const std::uint64_t last = page_of(end - 1);
+  for (std::uint64_t index = first; index <= last; ++index) {
+    page_ref p = find(index);
+    const auto [from, to] = part_of(index, offset, end);
+    if (!p || !is_uptodate(*p, from, to)) {
+      for (std::uint64_t i = first; i < index; ++i) out[i - first].reset();
+      return false;
+    }
+    // Written only when it changes something: a hot page's line stays shared.
+    if (!p->test(page_referenced)) p->set(page_referenced);
+    out[index - first] = std::move(p);
+  }
+  cache_.count().hits.add(static_cast<std::int64_t>(last - first + 1));
+  return true;
+}
+
+// Fills a stretch of a locked page from a hole of the device without reading; true if all of it is one. `data_until`
+// remembers from call to call how far the device has said that there is data (which is safe to believe for longer than
+// that there is none).
+bool address_space::fill_from_hole(std::uint64_t offset, std::byte* data, std::size_t bytes,
+                                   std::uint64_t& data_until) noexcept {
+  // relaxed: a hint; a device that has no holes yet is read.
+  if (!may_have_holes_.load(std::memory_order_relaxed) || offset < data_until) return false;
+  const auto e = device_.extent_at(offset);
+  if (!e) return false;
+  if (!e->hole) data_until = e->end_bytes;
+  if (!e->hole || e->end_bytes < offset + bytes) return false;
+  std::memset(data, 0, bytes);
+  return true;
+}
+
+// First half of a miss: pins what is there, puts new locked pages where there is nothing and starts to fill them.
+task<std::size_t> address_space::add_missing(std::uint64_t offset, std::size_t length,
+                                             std::span<page_ref> out, bio_batch& batch) {
+  const std::uint64_t end = offset + length;
+  const std::uint64_t first = page_of(offset);
+  const std::size_t wanted = std::min<std::uint64_t>(out.size(), page_of(end - 1) - first + 1);
+  frame_supply frames(cache_);
+  std::uint64_t data_until = 0;
+  std::int64_t added = 0;
+  std::size_t n = 0;
+  while (n < wanted) {
+    const std::uint64_t index = first + n;
+    if (page_ref p = find(index); p) {
+      out[n++] = std::move(p);
+      continue;
+    }
+    page* frame = frames.get(wanted - n);
+    if (frame == nullptr) break;
+    const add_outcome outcome = add_page(index, *frame);
+    if (outcome != add_outcome::added) frames.unget(*frame);
+    if (outcome == add_outcome::exists) continue;
+    if (outcome != add_outcome::added) break;
+    ++added;
+    page& p = *frame;
+    out[n++] = page_ref::adopt(p);
+    page_part part = part_of(index, offset, end);
+    const std::size_t valid = valid_bytes(index);
+    part.from = round_down(part.from, block_bytes_);
+    part.to = std::min(round_up(part.to, block_bytes_), valid);
+    const bool whole = part.from == 0 && part.to == valid;
+    // Without memory for buffer heads the whole page is read, which needs none.
+    if (!whole && !create_empty_buffers(p, cache_.buffers(), device_, block_bytes_)) {
+      part = {0, valid};
+    }
+    const std::uint64_t at = (index << page_shift) + part.from;
+    if (fill_from_hole(at, p.data() + part.from, part.to - part.from, data_until)) {
+      set_uptodate(p, part.from, part.to, valid);
+      if (part.from == 0 && part.to == valid) p.set(page_zero);
+      unlock_page(p);
+      continue;
+    }
+    while (!batch.try_append(at, p.data() + part.from, part.to - part.from)) co_await batch.room();
+  }
+  cache_.count().misses.add(added);
+  cache_.count().hits.add(static_cast<std::int64_t>(n) - added);
+  co_return n;
+}
+
+void address_space::end_read(address_space& self, const bio& b) noexcept {
+  std::int64_t pages = 0;
+  self.for_each_page(b, [&](page& p, std::size_t from, std::size_t to) {
+    const std::uint64_t index = p.index.load(std::memory_order_relaxed);  // relaxed: locked by us
+    if (b.status == 0) {
+      set_uptodate(p, from, to, self.valid_bytes(index));
+      ++pages;
+    }
+    unlock_page(p);
+  });
+  self.cache_.count().pages_read.add(pages);
+}
+
+task<std::size_t> address_space::pin(std::uint64_t offset, std::size_t length,
+                                     std::span<page_ref> out) {
+  const std::uint64_t end = offset + length;
+  const std::uint64_t first = page_of(offset);
+  for (;;) {
+    bio_batch batch(*this, device_, bio_op::read, 0, &end_read);
+    const result<std::size_t> pinned = co_await add_missing(offset, length, out, batch);
+    co_await batch.drain();
+    std::size_t n = pinned ? *pinned : 0;
+    std::error_code error = pinned ? std::error_code{} : pinned.error();
+    if (batch.error() != 0) error = {-batch.error(), std::generic_category()};
+    // What others are filling, or had filled in other blocks only.
+    for (std::size_t i = 0; i < n && !error; ++i) {
+      const auto [from, to] = part_of(first + i, offset, end);
+      page& p = *out[i];
+      if (!is_uptodate(p, from, to)) {
+        const result<> filled = co_await fill_page(p, from, to);
+        if (!filled && filled.error() == std::errc::resource_unavailable_try_again) {
+          for (std::size_t j = i; j < n; ++j) out[j].reset();
+          n = i;
+        } else if (!filled) {
+          error = filled.error();
+        }
+      }
+      if (i < n && !p.test(page_referenced)) p.set(page_referenced);
+    }
+    if (error) {
+      for (std::size_t i = 0; i < n; ++i) out[i].reset();
+      co_return fail(error);
+    }
+    if (n != 0) co_return n;
+    // Nothing to be had: the first page is being discarded, or there is no memory.
+    co_await discard_over(first);
+    if (!cache_.try_make_room()) co_await cache_.frames_available();
+  }
+}
+
+// Fills a part of a page that the caller holds; EAGAIN if it is no longer in the index.
+task<> address_space::fill_page(page& p, std::size_t from, std::size_t to) {
+  while (!try_lock_page(p)) co_await wait_until_clear(p, page_locked);
+  result<> r;
+  if (!owns(p)) {
+    r = fail(EAGAIN);
+  } else if (!is_uptodate(p, from, to)) {
+    r = co_await fill_locked(p, from, to);
+  }
+  unlock_page(p);
+  co_return r;
+}
+
+// Reads those blocks of [from, to) that are not uptodate into a locked page.
+task<> address_space::fill_locked(page& p, std::size_t from, std::size_t to) {
+  const std::uint64_t index = p.index.load(std::memory_order_relaxed);  // relaxed: locked by us
+  const std::size_t valid = valid_bytes(index);
+  from = round_down(from, block_bytes_);
+  to = std::min(round_up(to, block_bytes_), valid);
+  if (page_buffers(p) == nullptr && (from != 0 || to != valid) &&
+      !create_empty_buffers(p, cache_.buffers(), device_, block_bytes_)) {
+    from = 0;  // no memory for buffer heads: the whole page needs none
+    to = valid;
+  }
+  std::array<page_part, page_bytes / 512> parts{};
+  std::size_t count = 0;
+  if (page_buffers(p) == nullptr) {
+    parts[count++] = {from, to};
+  } else {
+    for_each_run(
+        p, from, to, [](const buffer_head& b) { return !b.test(bh_uptodate); },
+        [&](std::size_t run_from, std::size_t run_to) {
+          parts[count++] = {run_from, std::min(run_to, valid)};
+        });
+  }
+  std::uint64_t data_until = 0;
+  for (std::size_t i = 0; i < count; ++i) {
+    const auto [part_from, part_to] = parts[i];
+    const std::uint64_t at = (index << page_shift) + part_from;
+    std::byte* data = p.data() + part_from;
+    if (!fill_from_hole(at, data, part_to - part_from, data_until)) {
+      bio b(bio_op::read, at);
+      b.add(data, part_to - part_from);
+      const std::int32_t status = co_await submit_and_wait(device_, b);
+      if (status != 0) co_return fail(-status);
+      cache_.count().pages_read.add();
+    }
+    set_uptodate(p, part_from, part_to, valid);
+  }
+  co_return result<>{};
+}
+
+task<> address_space::read(std::uint64_t offset, std::span<std::byte> out) {
+  std::array<page_ref, 32> pins;
+  while (!out.empty()) {
+    const std::size_t first_part = page_bytes - offset % page_bytes;
+    const std::size_t want =
+        std::min(out.size(), first_part + (pins.size() - 1) * page_bytes);
+    const std::size_t pages = page_of(offset + want - 1) - page_of(offset) + 1;
+    std::size_t n = pages;
+    if (!try_pin(offset, want, pins)) {
+      const result<std::size_t> pinned = co_await pin(offset, want, {pins.data(), pages});
+      if (!pinned) co_return fail(pinned.error());
+      n = *pinned;
+    }
+    for (std::size_t i = 0; i < n; ++i) {
+      const std::size_t from = offset % page_bytes;
+      const std::size_t bytes = std::min(out.size(), page_bytes - from);
+      std::memcpy(out.data(), pins[i]->data() + from, bytes);
+      pins[i].reset();
+      out = out.subspan(bytes);
+      offset += bytes;
+    }
+  }
+  co_return result<>{};
+}
+
+task<> address_space::prefetch(std::uint64_t offset, std::uint64_t length) {
+  std::array<page_ref, 256> pins;
+  const std::uint64_t end = offset + length;
+  while (offset < end) {
+    const std::uint64_t want = std::min<std::uint64_t>(end - offset, pins.size() * page_bytes -
+                                                                         offset % page_bytes);
+    const result<std::size_t> pinned = co_await pin(offset, want, pins);
+    if (!pinned) co_return fail(pinned.error());
+    for (page_ref& p : pins) p.reset();
+    offset = round_down(offset, std::uint64_t{page_bytes}) + *pinned * page_bytes;
+  }
+  co_return result<>{};
+}
+
+}  // namespace forebay

@@ -1,0 +1,114 @@
+#include "forebay/cache/page_cache.h"
+
+#include <algorithm>
+
+#include "forebay/cache/address_space.h"
+
+namespace forebay {
+namespace {
+
+// Shares of the frames: writers wait above 2/5 so that reads always find pages to take, the flushers start at 1/8.
+constexpr std::uint32_t dirty_limit_of(std::uint32_t pages) { return pages / 5 * 2; }
+constexpr std::uint32_t background_limit_of(std::uint32_t pages) { return pages / 8; }
+
+}  // namespace
+
+result<std::unique_ptr<page_cache>> page_cache::create(const options& opts, memory_source& source) {
+  if (opts.bytes < min_bytes) return fail(errc::too_small);
+  auto memory = arena::create({.bytes = opts.bytes, .huge_pages = opts.huge_pages}, source);
+  if (!memory) return fail(memory.error());
+  return std::unique_ptr<page_cache>(new page_cache(std::move(*memory)));
+}
+
+page_cache::page_cache(std::unique_ptr<arena> memory)
+    : arena_(std::move(memory)),
+      nodes_(*arena_, page_index::node_cache_options()),
+      buffers_(*arena_, "buffer_head"),
+      background_limit_(background_limit_of(arena_->page_count())),
+      dirty_limit_(dirty_limit_of(arena_->page_count())) {}
+
+page_cache::~page_cache() {
+  const scoped_lock hold(list_lock_);
+  FOREBAY_ASSERT(list_.empty());
+}
+
+page* page_cache::try_allocate_frame() noexcept {
+  for (int attempt = 0; attempt < 2; ++attempt) {
+    if (page* p = arena_->allocate(0); p != nullptr) return p;
+    if (reclaim(reclaim_batch) == 0) break;
+  }
+  return arena_->allocate(0);
+}
+
+page* page_cache::try_allocate_run(unsigned order) noexcept {
+  page* block = arena_->allocate(order);
+  if (block != nullptr) arena_->split(*block);
+  return block;
+}
+
+void page_cache::add_to_list(page& p) noexcept {
+  const scoped_lock hold(list_lock_);
+  list_.push_front(p);
+  ++resident_;
+}
+
+void page_cache::remove_from_list(page& p) noexcept {
+  const scoped_lock hold(list_lock_);
+  if (!p.link.linked()) return;
+  list_.erase(p);
+  --resident_;
+}
+
+unsigned page_cache::reclaim(unsigned wanted) noexcept {
+  unsigned freed = 0;
+  const scoped_lock hold(list_lock_);
+  for (unsigned scanned = 0; scanned < scan_limit && freed < wanted && !list_.empty(); ++scanned) {
+    page& p = *list_.pop_back();
+    const bool keep = p.test(page_referenced | page_dirty | page_writeback | page_locked);
+    if (keep) {
+      p.clear(page_referenced);
+      list_.push_front(p);
+      continue;
+    }
+    // On the list means in an index, and a space takes its pages off the list before it goes.
+    auto* space = static_cast<address_space*>(p.owner.load(std::memory_order_acquire));  // acquire: sees it whole
+    if (space == nullptr || !space->evict(p)) {
+      list_.push_front(p);
+      continue;
+    }
+    --resident_;
+    ++freed;
+    drop_buffers(p, buffers_);
+    arena_->release(p);
+  }
+  counters_.evictions.add(freed);
+  return freed;
+}
+
+page_cache_statistics page_cache::statistics() const noexcept {
+  page_cache_statistics s;
+  s.capacity_pages = arena_->page_count();
+  s.capacity_bytes = s.capacity_pages * page_bytes;
+  s.free_pages = arena_->free_pages();
+  {
+    const scoped_lock hold(list_lock_);
+    s.resident_pages = resident_;
+  }
+  s.dirty_pages = dirty_pages();
+  s.writeback_pages = writeback_.load(std::memory_order_relaxed);  // relaxed: a level
+  s.error_pages = error_pages();
+  s.dirty_limit_pages = dirty_limit_;
+  s.background_limit_pages = background_limit_;
+  const auto value = [](const counter& c) { return static_cast<std::uint64_t>(c.value()); };
+  s.hits = value(counters_.hits);
+  s.misses = value(counters_.misses);
+  s.evictions = value(counters_.evictions);
+  s.pages_read = value(counters_.pages_read);
+  s.pages_written = value(counters_.pages_written);
+  s.write_errors = value(counters_.write_errors);
+  s.throttled_writes = value(counters_.throttled_writes);
+  s.frame_waits = value(frame_waits_);
+  return s;
+}
+
+}  // namespace forebay

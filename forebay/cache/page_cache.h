@@ -1,0 +1,156 @@
+// The page cache: one arena of frames shared by any number of address spaces, kept inside its size.
+//
+// Everything that is cached lies in the arena: pages, index nodes, buffer heads, bios. So its size bounds the whole, and a
+// shortage of any of them is met the same way, by taking clean pages off.
+//
+// Eviction is CLOCK in its list form (FIFO with reinsertion): a hit sets page_referenced and touches no list; the hand takes
+// pages from the old end, gives referenced ones another round, passes over pinned and dirty ones, and takes the rest.
+//
+// Dirty pages: above the background limit the flushers work, at the hard limit writers wait.
+//
+// Lock order:
+//   1. page_cache::list_lock_
+//   2. address_space::lock_
+//   3. slab_cache's lock
+//   4. arena's lock
+#pragma once
+
+#include <memory>
+
+#include "forebay/base/stats.h"
+#include "forebay/block/bio.h"
+#include "forebay/cache/buffer_head.h"
+#include "forebay/cache/page_index.h"
+#include "forebay/ring/wait_queue.h"
+
+namespace forebay {
+
+class address_space;
+
+struct page_cache_statistics {
+  std::uint64_t capacity_bytes = 0;    // of the arena's frames
+  std::uint64_t capacity_pages = 0;
+  std::uint64_t free_pages = 0;
+  std::uint64_t resident_pages = 0;    // in an index
+  std::uint64_t dirty_pages = 0;
+  std::uint64_t writeback_pages = 0;
+  std::uint64_t error_pages = 0;       // dirty, and their last write failed
+  std::uint64_t dirty_limit_pages = 0;
+  std::uint64_t background_limit_pages = 0;
+  std::uint64_t hits = 0;              // pages found uptodate
+  std::uint64_t misses = 0;            // pages that had to be read or made
+  std::uint64_t evictions = 0;
+  std::uint64_t pages_read = 0;        // filled from the device
+  std::uint64_t pages_written = 0;     // write-back completed
+  std::uint64_t write_errors = 0;      // pages whose write-back failed
+  std::uint64_t throttled_writes = 0;  // times a writer met the hard limit
+  std::uint64_t frame_waits = 0;       // times somebody found no frame to take
+};
+
+class page_cache {
+ public:
+  struct options {
+    std::size_t bytes = 0;
+    bool huge_pages = true;
+  };
+
+  static constexpr std::size_t min_bytes = 4u << 20;
+
+  // Errors: errc::too_small, errc::too_large, ENOMEM.
+  static result<std::unique_ptr<page_cache>> create(
+      const options& opts, memory_source& source = memory_source::system());
+
+  // All address spaces must be gone.
+  ~page_cache();
+
+  arena& memory() noexcept { return *arena_; }
+  page_cache_statistics statistics() const noexcept;
+
+  // ---- For address spaces ----
+
+  // A frame with one reference, evicting if there is none free; null if nothing can be evicted now. Takes list_lock_.
+  page* try_allocate_frame() noexcept;
+
+  // Evicts a few pages, for who needs memory for something else than a page; false if there was nothing to evict.
+  bool try_make_room() noexcept { return reclaim(reclaim_batch) != 0; }
+
+  // 2^order contiguous frames, each with one reference, from what is free: never evicts. Null if there are none.
+  page* try_allocate_run(unsigned order) noexcept;
+
+  // co_await frames_available(): suspends until memory may have become free. The caller holds no page lock and no pin.
+  auto frames_available() noexcept {
+    frame_waits_.add();
+    // Pins are given back without a wake-up, so the wait has a timeout.
+    return progress_.wait_unless([] { return false; }, frame_wait_ns);
+  }
+
+  // Puts a page that has just been indexed on the eviction list; takes one off that has left its index.
+  void add_to_list(page& p) noexcept;
+  void remove_from_list(page& p) noexcept;
+
+  bool over_background_limit() const noexcept { return dirty_total() > background_limit_; }
+  bool over_dirty_limit() const noexcept { return dirty_total() >= dirty_limit_; }
+  std::uint32_t dirty_limit_pages() const noexcept { return dirty_limit_; }
+
+  // Woken when write-back completes and when dirty pages are dropped.
+  wait_queue& progress() noexcept { return progress_; }
+
+  slab_cache& nodes() noexcept { return nodes_; }
+  buffer_cache& buffers() noexcept { return buffers_; }
+
+  // Accounting by address spaces.
+  void count_dirty(std::int32_t delta) noexcept {
+    dirty_.fetch_add(static_cast<std::uint32_t>(delta), std::memory_order_relaxed);  // relaxed: a level
+  }
+  void count_writeback(std::int32_t delta) noexcept {
+    writeback_.fetch_add(static_cast<std::uint32_t>(delta),
+                         std::memory_order_relaxed);  // relaxed: a level
+  }
+  void count_error(std::int32_t delta) noexcept {
+    errors_.fetch_add(static_cast<std::uint32_t>(delta), std::memory_order_relaxed);  // relaxed: a level
+  }
+  std::uint32_t error_pages() const noexcept {
+    return errors_.load(std::memory_order_relaxed);  // relaxed: a level
+  }
+  std::uint32_t dirty_pages() const noexcept {
+    return dirty_.load(std::memory_order_relaxed);  // relaxed: a level
+  }
+
+  struct counters {
+    counter hits, misses, evictions, pages_read, pages_written, write_errors, throttled_writes;
+  };
+  counters& count() noexcept { return counters_; }
+
+ private:
+  static constexpr std::uint64_t frame_wait_ns = 1'000'000;
+  static constexpr unsigned reclaim_batch = 32;
+  static constexpr unsigned scan_limit = 4096;  // pages that the hand passes in one call
+
+  page_cache(std::unique_ptr<arena> memory);
+
+  unsigned reclaim(unsigned wanted) noexcept;
+  std::uint32_t dirty_total() const noexcept {
+    // relaxed: levels; a limit that is overrun by a page or two is still a limit.
+    return dirty_.load(std::memory_order_relaxed) + writeback_.load(std::memory_order_relaxed);
+  }
+
+  std::unique_ptr<arena> arena_;
+  slab_cache nodes_;
+  buffer_cache buffers_;
+  const std::uint32_t background_limit_;  // pages
+  const std::uint32_t dirty_limit_;       // pages
+
+  mutable mutex list_lock_;
+  intrusive_list<page, &page::link> list_ FOREBAY_GUARDED_BY(list_lock_);  // new at the front
+  std::uint64_t resident_ FOREBAY_GUARDED_BY(list_lock_) = 0;
+
+  std::atomic<std::uint32_t> dirty_{0};      // changed under the space's lock_, as are the next two
+  std::atomic<std::uint32_t> writeback_{0};
+  std::atomic<std::uint32_t> errors_{0};
+
+  wait_queue progress_;
+  counters counters_;
+  counter frame_waits_;
+};
+
+}  // namespace forebay

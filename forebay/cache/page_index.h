@@ -1,0 +1,89 @@
+// The index of one address space: a radix tree from page number to frame, 64 slots a node, with tags.
+//
+//   root ── node (shift 12) ── node (shift 6) ── node (shift 0) ── frame
+//
+// Slots are 32 bits: 0 is empty, the top bit set is another node (its slab handle), otherwise the number of a frame plus one. That
+// makes a node 5 cache lines, so the index costs about 5 bytes for a cached page where the pages lie together.
+//
+// lookup() takes no lock and writes nothing. It is a guess: nodes come from a type-stable slab, so a reader that is overtaken by
+// an erase walks through nodes that are empty or serve elsewhere now, and ends at no frame or at a wrong one. The caller
+// takes a reference on the frame and then checks that the frame says it is the page that was looked for. A wrong "none"
+// is found out under the owner's lock, where the same lookup is exact.
+//
+// Tags mark leaves and, in each node above, whether anything below is marked (as in Linux's XArray), so the next marked page is
+// found in O(height).
+//
+// Everything but lookup() is guarded by the owner's lock.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <optional>
+
+#include "forebay/memory/slab.h"
+
+namespace forebay {
+
+enum class page_tag : unsigned { dirty = 0, writeback = 1 };
+
+class page_index {
+ public:
+  // An index for pages 0 to page_count - 1. `nodes` comes from make_node_cache().
+  page_index(slab_cache& nodes, arena& memory, std::uint64_t page_count) noexcept;
+  // Gives back its nodes; the frames are the caller's business and must be off already.
+  ~page_index();
+  page_index(const page_index&) = delete;
+  page_index& operator=(const page_index&) = delete;
+
+  // Options of the slab that nodes come from.
+  static slab_cache::options node_cache_options();
+
+  // The frame that is at `index`, or that was, or another one: see above. Any thread. O(log64 n).
+  page* lookup(std::uint64_t index) const noexcept;
+
+  // Puts a frame at an empty place. ENOMEM when a node is needed and there is none: nothing has changed then.
+  result<> insert(std::uint64_t index, page& p) noexcept;
+
+  // Empties a place that is taken, and its tags.
+  void erase(std::uint64_t index) noexcept;
+
+  void set_tag(std::uint64_t index, page_tag tag) noexcept;
+  void clear_tag(std::uint64_t index, page_tag tag) noexcept;
+
+  // The first page at or after `from` and before `end` that has the tag; its number and frame.
+  struct found {
+    std::uint64_t index;
+    page* frame;
+  };
+  std::optional<found> next_tagged(std::uint64_t from, std::uint64_t end,
+                                   page_tag tag) const noexcept;
+  // The same for any page.
+  std::optional<found> next(std::uint64_t from, std::uint64_t end) const noexcept;
+
+  std::uint64_t size() const noexcept { return size_; }
+
+ private:
+  static constexpr unsigned bits = 6;
+  static constexpr unsigned fanout = 1u << bits;
+  static constexpr std::uint32_t node_bit = 1u << 31;
+
+  struct node;
+
+  node* node_of(std::uint32_t entry) const noexcept {
+    return static_cast<node*>(nodes_.from_handle(entry & ~node_bit));
+  }
+  node* leaf_of(std::uint64_t index) const noexcept;
+  node* add_node(node* parent, unsigned offset, unsigned shift) noexcept;
+  void prune(node* n) noexcept;
+
+  template <typename Occupied>
+  std::optional<found> search(std::uint64_t from, std::uint64_t end, Occupied occupied) const noexcept;
+
+  slab_cache& nodes_;
+  arena& arena_;
+  const unsigned root_shift_;
+  std::atomic<std::uint32_t> root_{0};  // entry of the root node, 0 while the tree is empty
+  std::uint64_t size_ = 0;
+};
+
+}  // namespace forebay

@@ -1,0 +1,152 @@
+// The write side of an address space: from the caller's bytes to dirty pages.
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+
+#include "forebay/base/cache_line.h"
+#include "forebay/cache/address_space.h"
+
+namespace forebay {
+
+// One attempt to write inside one page without waiting. `p` keeps the page that a wait is for; on anything but done nothing
+// has been written.
+address_space::step address_space::write_in_page(std::uint64_t index, std::size_t from,
+                                                 std::span<const std::byte> data,
+                                                 page_ref& p) noexcept {
+  p = find(index);
+  if ((!p || !p->test(page_dirty)) && cache_.over_dirty_limit()) return step::over_limit;
+  if (!p) {
+    page* frame = cache_.try_allocate_frame();
+    if (frame == nullptr) return step::no_memory;
+    const add_outcome outcome = add_page(index, *frame);
+    if (outcome != add_outcome::added) {
+      put_page(*frame);
+      switch (outcome) {
+        case add_outcome::discarding: return step::discarding;
+        case add_outcome::no_memory: return step::no_memory;
+        default: return step::page_locked;  // somebody was quicker: his page will be found
+      }
+    }
+    p = page_ref::adopt(*frame);
+    cache_.count().misses.add();
+  } else {
+    if (!try_lock_page(*p)) return step::page_locked;
+    if (!owns(*p)) {
+      unlock_page(*p);
+      p.reset();
+      return step::page_locked;
+    }
+    if (p->test(page_writeback)) {
+      unlock_page(*p);
+      return step::page_writeback;
+    }
+    cache_.count().hits.add();
+  }
+  const step s = write_locked(*p, from, data);
+  unlock_page(*p);
+  return s;
+}
+
+address_space::step address_space::write_locked(page& p, std::size_t from,
+                                                std::span<const std::byte> data) noexcept {
+  const std::size_t to = from + data.size();
+  const std::size_t valid = valid_bytes(p.index.load(std::memory_order_relaxed));  // relaxed: locked
+  if (!p.test(page_uptodate) && (from != 0 || to != valid)) {
+    if (!create_empty_buffers(p, cache_.buffers(), device_, block_bytes_)) return step::no_memory;
+    // Blocks that the write covers only in part must be valid first.
+    const std::size_t block = block_bytes_;
+    if (!is_aligned(from, block) && !is_uptodate(p, from, from + 1)) return step::needs_read;
+    if (!is_aligned(to, block) && to != valid && !is_uptodate(p, to - 1, to)) {
+      return step::needs_read;
+    }
+  }
+  std::memcpy(p.data() + from, data.data(), data.size());
+  p.clear(page_zero);
+  if (page_buffers(p) != nullptr) {
+    for_each_buffer(p, from, to, [](buffer_head& b) { b.set(bh_uptodate | bh_dirty); });
+  }
+  if (!p.test(page_uptodate)) {
+    set_uptodate(p, round_down(from, std::size_t{block_bytes_}),
+                 std::min(round_up(to, std::size_t{block_bytes_}), valid), valid);
+  }
+  if (!p.test(page_referenced)) p.set(page_referenced);
+  mark_dirty(p);
+  return step::done;
+}
+
+std::size_t address_space::try_write(std::uint64_t offset,
+                                     std::span<const std::byte> data) noexcept {
+  std::size_t written = 0;
+  page_ref p;
+  while (written < data.size()) {
+    const std::uint64_t at = offset + written;
+    const std::size_t from = at % page_bytes;
+    const std::size_t n = std::min(data.size() - written, page_bytes - from);
+    if (write_in_page(page_of(at), from, data.subspan(written, n), p) != step::done) break;
+    written += n;
+  }
+  return written;
+}
+
+task<> address_space::write(std::uint64_t offset, std::span<const std::byte> data) {
+  while (!data.empty()) {
+    const std::size_t from = offset % page_bytes;
+    const std::size_t n = std::min(data.size(), page_bytes - from);
+    page_ref p;
+    const step s = write_in_page(page_of(offset), from, data.first(n), p);
+    if (s != step::done) {
+      const result<> waited = co_await wait_for(s, page_of(offset), from, from + n, p);
+      if (!waited) co_return fail(waited.error());
+      continue;
+    }
+    offset += n;
+    data = data.subspan(n);
+  }
+  co_return result<>{};
+}
+
+// Waits until the attempt that ended in `s` is worth making again. Holds at most the pin on the page it waits for.
+task<> address_space::wait_for(step s, std::uint64_t index, std::size_t from, std::size_t to,
+                               page_ref& p) {
+  switch (s) {
+    case step::done: break;
+    case step::page_locked:
+      if (p) co_await wait_until_clear(*p, page_locked);
+      break;
+    case step::page_writeback: co_await wait_until_clear(*p, page_writeback); break;
+    case step::no_memory:
+      p.reset();
+      if (!cache_.try_make_room()) co_await cache_.frames_available();
+      break;
+    case step::discarding: co_await discard_over(index); break;
+    case step::needs_read: {
+      // The two edges; the blocks between them are about to be overwritten.
+      result<> r;
+      if (!is_aligned(from, std::size_t{block_bytes_})) r = co_await fill_page(*p, from, from + 1);
+      if (r && !is_aligned(to, std::size_t{block_bytes_})) r = co_await fill_page(*p, to - 1, to);
+      if (!r && r.error() != std::errc::resource_unavailable_try_again) co_return fail(r.error());
+      break;
+    }
+    case step::over_limit: {
+      p.reset();
+      cache_.count().throttled_writes.add();
+      // Pages that cannot be written fill the limit: waiting would be for ever.
+      if (cache_.error_pages() >= cache_.dirty_limit_pages() / 2) {
+        const std::int32_t e = error_.load(std::memory_order_relaxed);  // relaxed: says it all itself
+        co_return fail(e != 0 ? -e : EIO);
+      }
+      // acquire: pairs with run_flusher. Without one the writer does the flusher's work.
+      if (!flusher_running_.load(std::memory_order_acquire)) {
+        co_await write_back(0, page_of(size_bytes_ - 1) + 1, 0);
+      }
+      flusher_wanted_.wake_all();
+      co_await cache_.progress().wait_unless(
+          [this]() noexcept { return !cache_.over_dirty_limit(); }, 100'000'000);
+      break;
+    }
+  }
+  co_return result<>{};
+}
+
+}  // namespace forebay

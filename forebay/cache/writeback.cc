@@ -1,0 +1,305 @@
+// Write-back of an address space: dirty pages to the device in block order, flush, and the background flusher.
+
+#include <algorithm>
+#include <array>
+
+#include "forebay/cache/address_space.h"
+
+namespace forebay {
+namespace {
+
+constexpr std::uint64_t flusher_period_ns = 1'000'000'000;
+constexpr std::uint64_t age_limit_ns = 5'000'000'000;      // dirty data is older than that only while it is being written
+constexpr std::uint64_t retry_pause_ns = 1'000'000'000;    // after a pass in which a write failed
+
+}  // namespace
+
+// Pins pages with `tag` from `from` on, and moves `from` past them.
+std::size_t address_space::collect(std::uint64_t& from, std::uint64_t end, page_tag tag,
+                                   std::span<page_ref> out) noexcept {
+  std::size_t n = 0;
+  const scoped_lock hold(lock_);
+  while (n < out.size()) {
+    const auto found = index_.next_tagged(from, end, tag);
+    if (!found) {
+      from = end;
+      break;
+    }
+    found->frame->refs.get();  // the index holds one while we hold lock_
+    out[n++] = page_ref::adopt(*found->frame);
+    from = found->index + 1;
+  }
+  return n;
+}
+
+// Dirty becomes writeback; the caller holds the page lock. False, and nothing changes, inside a range that is being discarded.
+bool address_space::start_writeback(page& p) noexcept {
+  const std::uint64_t index = p.index.load(std::memory_order_relaxed);  // relaxed: locked by us
+  const scoped_lock hold(lock_);
+  if (being_discarded(index)) return false;
+  index_.clear_tag(index, page_tag::dirty);
+  index_.set_tag(index, page_tag::writeback);
+  p.set(page_writeback);
+  const std::uint32_t was = p.clear(page_dirty | page_error);
+  cache_.count_writeback(1);
+  cache_.count_dirty(-1);
+  if ((was & page_error) != 0) {
+    cache_.count_error(-1);
+    error_pages_.fetch_sub(1, std::memory_order_relaxed);  // relaxed: under lock_
+  }
+  if (page_buffers(p) != nullptr) {
+    for_each_buffer(p, 0, page_bytes, [](buffer_head& b) {
+      if (!b.test(bh_dirty)) return;
+      b.clear(bh_dirty);
+      b.set(bh_async_write);
+    });
+  }
+  return true;
+}
+
+// Writeback becomes clean, or dirty again if it failed: the data is kept and tried again.
+void address_space::end_writeback(page& p, std::int32_t status) noexcept {
+  const std::uint64_t index = p.index.load(std::memory_order_relaxed);  // relaxed: under write-back
+  {
+    const scoped_lock hold(lock_);
+    index_.clear_tag(index, page_tag::writeback);
+    cache_.count_writeback(-1);
+    if (status != 0) {
+      index_.set_tag(index, page_tag::dirty);
+      p.set(page_dirty | page_error);
+      cache_.count_dirty(1);
+      cache_.count_error(1);
+      error_.store(status, std::memory_order_relaxed);       // relaxed: says it all itself
+      error_pages_.fetch_add(1, std::memory_order_relaxed);  // relaxed: under lock_
+      cache_.count().write_errors.add();
+    } else {
+      cache_.count().pages_written.add();
+    }
+  }
+  clear_and_wake(p, page_writeback);
+  cache_.progress().wake_all();
+}
+
+void address_space::end_write(address_space& self, const bio& b) noexcept {
+  std::uint64_t offset = b.offset_bytes;
+  for (const iovec& s : b.used_segments()) {
+    auto* data = static_cast<std::byte*>(s.iov_base);
+    for (std::size_t left = s.iov_len; left != 0;) {
+      const std::size_t from = offset % page_bytes;
+      const std::size_t n = std::min(left, page_bytes - from);
+      page& p = self.cache_.memory().frame_at(data);
+      data += n;
+      offset += n;
+      left -= n;
+      if (page_buffers(p) == nullptr) {
+        self.end_writeback(p, b.status);
+        continue;
+      }
+      for_each_buffer(p, from, from + n, [&b](buffer_head& bh) {
+        if (b.status != 0) bh.set(bh_dirty);
+        bh.clear(bh_async_write);
+      });
+      bool busy = false;
+      bool failed = false;
+      for_each_buffer(p, 0, page_bytes, [&](const buffer_head& bh) {
+        busy = busy || bh.test(bh_async_write);
+        failed = failed || bh.test(bh_dirty);  // nothing else dirties a page under write-back
+      });
+      if (!busy) self.end_writeback(p, !failed ? 0 : b.status != 0 ? b.status : -EIO);
+    }
+  }
+}
+
+// Starts the write-back of one pinned page if it is still dirty; counts it in `started`.
+task<> address_space::write_back_page(page& p, bio_batch& batch, std::uint64_t& started) {
+  for (;;) {
+    if (!try_lock_page(p)) {
+      batch.submit();  // who holds the lock may wait for a page that we have gathered
+      co_await wait_until_clear(p, page_locked);
+      continue;
+    }
+    if (!owns(p) || !p.test(page_dirty)) {
+      unlock_page(p);
+      co_return result<>{};
+    }
+    if (p.test(page_writeback)) {
+      unlock_page(p);
+      batch.submit();
+      co_await wait_until_clear(p, page_writeback);
+      continue;
+    }
+    if (start_writeback(p)) break;
+    unlock_page(p);
+    batch.submit();
+    co_await discard_over(p.index.load(std::memory_order_relaxed));  // relaxed: held by the pin
+  }
+  ++started;
+  const std::uint64_t index = p.index.load(std::memory_order_relaxed);  // relaxed: locked by us
+  const std::size_t valid = valid_bytes(index);
+  struct part {
+    std::size_t from;
+    std::size_t to;
+  };
+  std::array<part, page_bytes / 512> parts{};
+  std::size_t count = 0;
+  if (page_buffers(p) == nullptr) {
+    parts[count++] = {0, valid};
+  } else {
+    for_each_run(
+        p, 0, valid, [](const buffer_head& b) { return b.test(bh_async_write); },
+        [&](std::size_t from, std::size_t to) { parts[count++] = {from, std::min(to, valid)}; });
+  }
+  // Under write-back the data is stable without the lock.
+  unlock_page(p);
+  for (std::size_t i = 0; i < count; ++i) {
+    const std::uint64_t at = (index << page_shift) + parts[i].from;
+    while (!batch.try_append(at, p.data() + parts[i].from, parts[i].to - parts[i].from)) {
+      co_await batch.room();
+    }
+  }
+  co_return result<>{};
+}
+
+// Writes the pages of [first, end) that are dirty, in block order, and waits for them. The value: how many it wrote. One sweep:
+// what is dirtied behind it is left for the next, so a busy writer cannot hold it up for ever. Error: the first failure.
+task<std::uint64_t> address_space::write_back(std::uint64_t first, std::uint64_t end,
+                                              std::uint8_t flags) {
+  bio_batch batch(*this, device_, bio_op::write, flags, &end_write);
+  std::array<page_ref, 32> pages;
+  std::uint64_t started = 0;
+  std::error_code error;
+  while (first < end && !error) {
+    const std::size_t n = collect(first, end, page_tag::dirty, pages);
+    for (std::size_t i = 0; i < n; ++i) {
+      if (!error) {
+        const result<> r = co_await write_back_page(*pages[i], batch, started);
+        if (!r) error = r.error();
+      }
+      pages[i].reset();
+    }
+  }
+  co_await batch.drain();
+  if (batch.error() != 0) co_return fail(-batch.error());
+  if (error) co_return fail(error);
+  co_return started;
+}
+
+task<> address_space::wait_for_writeback(std::uint64_t first, std::uint64_t end) {
+  std::array<page_ref, 32> pages;
+  while (first < end) {
+    const std::size_t n = collect(first, end, page_tag::writeback, pages);
+    for (std::size_t i = 0; i < n; ++i) {
+      page_ref p = std::move(pages[i]);
+      while (p->test(page_writeback)) co_await wait_until_clear(*p, page_writeback);
+    }
+  }
+  co_return result<>{};
+}
+
+// What a flush has to report: the newest failure as long as there are pages that could not be written.
+result<> address_space::pending_error() const noexcept {
+  // relaxed: a page that failed before the flush looked has been counted by this or an ordered thread.
+  if (error_pages_.load(std::memory_order_relaxed) == 0) return {};
+  return fail(-error_.load(std::memory_order_relaxed));  // relaxed: see above
+}
+
+task<> address_space::flush_now() {
+  const std::uint64_t end = page_of(size_bytes_ - 1) + 1;
+  const result<std::uint64_t> wrote = co_await write_back(0, end, 0);
+  const result<> waited = co_await wait_for_writeback(0, end);
+  if (!wrote) co_return fail(wrote.error());
+  if (!waited) co_return fail(waited.error());
+  // A page that somebody else was writing may have failed meanwhile.
+  if (const result<> pending = pending_error(); !pending) co_return fail(pending.error());
+  bio b(bio_op::flush, 0);
+  const std::int32_t status = co_await submit_and_wait(device_, b);
+  if (status != 0) co_return fail(-status);
+  co_return result<>{};
+}
+
+task<> address_space::flush() {
+  std::uint64_t mine = 0;
+  {
+    const scoped_lock hold(lock_);
+    mine = flush_started_ + 1;  // the next one to start covers all that was written before
+  }
+  for (;;) {
+    bool lead = false;
+    {
+      const scoped_lock hold(lock_);
+      if (flush_done_ >= mine) co_return flush_result_ ? fail(flush_result_) : result<>{};
+      if (!flush_running_) {
+        flush_running_ = lead = true;
+        mine = ++flush_started_;
+      }
+    }
+    if (!lead) {
+      co_await flush_ended_.wait_unless([this, mine]() noexcept {
+        const scoped_lock hold(lock_);
+        return !flush_running_ || flush_done_ >= mine;
+      });
+      continue;
+    }
+    const result<> r = co_await flush_now();
+    {
+      const scoped_lock hold(lock_);
+      flush_running_ = false;
+      flush_done_ = mine;
+      flush_result_ = r ? std::error_code{} : r.error();
+    }
+    flush_ended_.wake_all();
+    co_return r;
+  }
+}
+
+task<> address_space::sync_range(std::uint64_t offset, std::uint64_t length) {
+  const std::uint64_t first = page_of(offset);
+  const std::uint64_t end = page_of(offset + length - 1) + 1;
+  const result<std::uint64_t> wrote = co_await write_back(first, end, bio_fua);
+  if (!wrote) co_return fail(wrote.error());
+  // Every page went out with FUA by our own hand: durable. Otherwise somebody else wrote, or is writing, one of them.
+  if (*wrote == end - first) co_return result<>{};
+  const result<> waited = co_await wait_for_writeback(first, end);
+  if (!waited) co_return fail(waited.error());
+  // One that failed in his hands is dirty again: our own attempt tells.
+  const result<std::uint64_t> again = co_await write_back(first, end, bio_fua);
+  if (!again) co_return fail(again.error());
+  bio b(bio_op::flush, 0);
+  const std::int32_t status = co_await submit_and_wait(device_, b);
+  if (status != 0) co_return fail(-status);
+  co_return result<>{};
+}
+
+void address_space::stop_flusher() noexcept {
+  stopping_.store(true, std::memory_order_release);  // release: pairs with run_flusher
+  flusher_wanted_.wake_all();
+}
+
+task<> address_space::run_flusher() {
+  const std::uint64_t end = page_of(size_bytes_ - 1) + 1;
+  std::uint64_t last_pass_ns = monotonic_clock::now_ns();
+  flusher_running_.store(true, std::memory_order_release);  // release: pairs with throttled writers
+  // acquire, here and below: pairs with stop_flusher.
+  while (!stopping_.load(std::memory_order_acquire)) {
+    flusher_idle_.store(true, std::memory_order_relaxed);  // relaxed: wait_unless orders it against the look
+    co_await flusher_wanted_.wait_unless(
+        [this]() noexcept {
+          return stopping_.load(std::memory_order_acquire) || cache_.over_background_limit();
+        },
+        flusher_period_ns);
+    flusher_idle_.store(false, std::memory_order_relaxed);  // relaxed: a hint for writers
+    const std::uint64_t now = monotonic_clock::now_ns();
+    const bool aged = now - last_pass_ns >= age_limit_ns;
+    if (!aged && !cache_.over_background_limit()) continue;
+    last_pass_ns = now;
+    const result<std::uint64_t> wrote = co_await write_back(0, end, 0);
+    // Nothing of ours to write, or it failed: no reason to spin until something changes.
+    if (wrote && *wrote != 0) continue;
+    co_await flusher_wanted_.wait_unless(
+        [this]() noexcept { return stopping_.load(std::memory_order_acquire); }, retry_pause_ns);
+  }
+  flusher_running_.store(false, std::memory_order_release);  // release: as above
+  co_return result<>{};
+}
+
+}  // namespace forebay
