@@ -17,6 +17,13 @@ function(forebay_test_program name)
   target_include_directories(forebay_${name}_test PRIVATE "${PROJECT_SOURCE_DIR}")
   target_link_libraries(forebay_${name}_test PRIVATE
     ${arg_LIBS} ${sim_library} forebay GTest::gmock GTest::gtest GTest::gtest_main rapidcheck)
+  # The test frameworks are parsed once for each tree: the first program's precompiled header serves all.
+  if(test_programs)
+    list(GET test_programs 0 first)
+    target_precompile_headers(forebay_${name}_test REUSE_FROM forebay_${first}_test)
+  else()
+    target_precompile_headers(forebay_${name}_test PRIVATE <gtest/gtest.h> <rapidcheck/gtest.h>)
+  endif()
   set(test_programs ${test_programs} ${name} PARENT_SCOPE)
 endfunction()
 

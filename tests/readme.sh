@@ -7,31 +7,53 @@
 #   ```sh test server    started in the background; the test goes on when ./forebay.sock is there; interrupted (as by
 #                        Ctrl-C) at the end, and must then leave within 30 s
 # All other blocks are left alone.
+#
+# Where a mount namespace may be had, the copy is mounted in the tree's own place together with a copy of its release
+# build, so that `make` finds everything built, as a user does the second time; otherwise the copy is built anew.
 set -euo pipefail
 
 source=${FOREBAY_SOURCE:?}
 [[ -e $source/README.md ]] || { echo "readme: no README.md"; exit 77; }
 
-scratch=$(mktemp -d)
-server=
-leave() {
-  [[ -z $server ]] || kill -KILL -- "-$server" 2>/dev/null || true
-  rm -rf "$scratch"
-}
-trap leave EXIT
+if [[ -z ${README_SCRATCH:-} ]]; then
+  scratch=$(mktemp -d "${FOREBAY_SCRATCH:-/var/tmp}/forebay-readme.XXXXXX")
+  trap 'rm -rf "$scratch"' EXIT
 
-# What git would give a new user, with the changes at hand; without git, everything but build products.
-tree=$scratch/forebay
-mkdir "$tree"
-cd "$source"
-if git rev-parse --git-dir >/dev/null 2>&1; then
-  git ls-files -z --cached --others --exclude-standard | while IFS= read -r -d '' file; do
-    [[ ! -e $file ]] || printf '%s\0' "$file"
-  done | tar -c --null -T - | tar -x -C "$tree"
-else
-  tar -c --exclude=./build --exclude=./.git --exclude=./demo.img . | tar -x -C "$tree"
+  # What git would give a new user, with the changes at hand; without git, everything but build products.
+  tree=$scratch/forebay
+  mkdir "$tree"
+  cd "$source"
+  if git rev-parse --git-dir >/dev/null 2>&1; then
+    git ls-files -z --cached --others --exclude-standard | while IFS= read -r -d '' file; do
+      [[ ! -e $file ]] || printf '%s\0' "$file"
+    done | tar -c --null -T - | tar -x -C "$tree"
+  else
+    tar -c --exclude=./build --exclude=./.git --exclude=./demo.img . | tar -x -C "$tree"
+  fi
+
+  unshare=()
+  for options in "-m" "-rm"; do
+    if [[ ${FOREBAY_BUILD:-} == "$source/build/release" ]] &&
+      unshare $options mount --bind "$tree" "$source" 2>/dev/null; then
+      unshare=(unshare $options)
+      mkdir "$tree/build"
+      cp -a "$source/build/release" "$tree/build/release"
+      break
+    fi
+  done
+  echo "readme: in $([[ ${#unshare[@]} != 0 ]] && echo "a mount namespace" || echo "a fresh copy")"
+  README_SCRATCH=$scratch "${unshare[@]}" "$0" && exit
+  exit 1
 fi
-cd "$tree"
+
+scratch=$README_SCRATCH
+server=
+trap '[[ -z $server ]] || kill -KILL -- "-$server" 2>/dev/null || true' EXIT
+cd "$scratch/forebay"
+if [[ -d build ]]; then
+  mount --bind "$PWD" "$source"
+  cd "$source"
+fi
 
 awk -v scratch="$scratch" '
   !inside && /^```sh test( server)?[ \t]*$/ {
