@@ -32,10 +32,10 @@ if [[ -z ${README_SCRATCH:-} ]]; then
   fi
 
   unshare=()
-  for options in "-m" "-rm"; do
+  for options in -m -rm; do
     if [[ ${FOREBAY_BUILD:-} == "$source/build/release" ]] &&
-      unshare $options mount --bind "$tree" "$source" 2>/dev/null; then
-      unshare=(unshare $options)
+      unshare "$options" mount --bind "$tree" "$source" 2>/dev/null; then
+      unshare=(unshare "$options")
       mkdir "$tree/build"
       cp -a "$source/build/release" "$tree/build/release"
       break
