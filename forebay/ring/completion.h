@@ -28,6 +28,10 @@ struct completion {
 // First in, first out; one thread.
 class completion_queue {
  public:
+  completion_queue() noexcept = default;
+  completion_queue(const completion_queue&) = delete;  // an empty queue points into itself
+  completion_queue& operator=(const completion_queue&) = delete;
+
   bool empty() const noexcept { return head_ == nullptr; }
 
   void push(completion& c) noexcept {

@@ -62,9 +62,15 @@ std::uint64_t executor::until_next_timer_ns() const noexcept {
 
 void executor::run_ready() noexcept {
   expire_timers();
-  for (;;) {
-    while (completion* c = ready_.pop()) c->run(*c);
-    for (completion* c = posted_.take_all(); c != nullptr;) {
+  for (unsigned left = turn_completions_max; left != 0;) {
+    if (completion* c = ready_.pop()) {
+      --left;
+      c->run(*c);
+      continue;
+    }
+    completion* batch = posted_.take_all();
+    if (batch != nullptr) ++batches_taken_;
+    for (completion* c = batch; c != nullptr;) {
       completion* next = c->next;
       ready_.push(*c);
       c = next;
@@ -76,7 +82,9 @@ void executor::run_ready() noexcept {
 }
 
 void blocking_executor::wake() noexcept {
-  // release: pairs with the acquire below, though the posted stack orders the data itself.
+  // release: pairs with the acquires below. From here on run_until() may return and this object
+  // go: futex_wake() uses its address as a number only, and a wake that meets another word there
+  // is one of the spurious wakes that every waiter allows for.
   wakeups_.fetch_add(1, std::memory_order_release);
   futex_wake(wakeups_);
 }
@@ -88,8 +96,17 @@ void blocking_executor::run_until(const bool& finished) noexcept {
     const std::uint32_t seen =
         wakeups_.load(std::memory_order_acquire);  // acquire: pairs with wake
     run_ready();
-    if (finished) return;
+    if (busy()) continue;
+    if (finished) break;
     futex_wait(wakeups_, seen, until_next_timer_ns());
+  }
+  // The post that ended the wait was perhaps taken before its thread came to wake(): that call is
+  // the last it does to this object.
+  for (;;) {
+    // acquire: pairs with wake, so that what its thread read of this object comes before its end.
+    const std::uint32_t seen = wakeups_.load(std::memory_order_acquire);
+    if (static_cast<std::int32_t>(seen - batches_taken()) >= 0) return;
+    futex_wait(wakeups_, seen);
   }
 }
 

@@ -47,7 +47,8 @@ class executor {
   // Queues `c` to be run when nothing else is ready: the place to gather a batch.
   void defer(completion& c) noexcept { deferred_.push(c); }
 
-  // Queues `c` from any thread and wakes the executor if it sleeps.
+  // Queues `c` from any thread and wakes the executor if it sleeps. The executor must stay alive
+  // until this returns, which for a blocking_executor its run_until() sees to.
   void post(completion& c) noexcept;
 
   // Timers: the record must stay alive until its completion runs or it is cancelled. cancel()
@@ -74,9 +75,18 @@ class executor {
     executor* previous_;
   };
 
-  // Runs everything that is ready, deferred or posted, and whatever that makes ready, until nothing
-  // is.
+  // One turn: runs everything that is ready, deferred or posted, and whatever that makes ready,
+  // until nothing is or turn_completions_max have run. The bound lets timers expire and I/O go on
+  // beside work that never runs dry.
   void run_ready() noexcept;
+
+  static constexpr unsigned turn_completions_max = 1024;
+
+  // Whether a turn ended at its bound: the next one must come without sleeping.
+  bool busy() const noexcept { return !ready_.empty() || !deferred_.empty(); }
+
+  // How many batches of posts have been taken; each was announced by one call of wake().
+  std::uint32_t batches_taken() const noexcept { return batches_taken_; }
 
   // Nanoseconds until the next timer expires: 0 if one has, UINT64_MAX without timers.
   std::uint64_t until_next_timer_ns() const noexcept;
@@ -88,12 +98,14 @@ class executor {
   completion_queue deferred_;
   mutable intrusive_list<timer, &timer::link> timers_;  // the earliest first
   mpsc_stack<completion> posted_;
+  std::uint32_t batches_taken_ = 0;  // its own thread only; wraps round
 };
 
 // Lends a plain thread an executor: run_until() sleeps on a futex between completions.
 class blocking_executor final : public executor {
  public:
-  // Runs completions until `finished` is set by one of them.
+  // Runs completions until `finished` is set by one of them, and what was queued by then. Returns
+  // when no thread whose post has run is inside post() any more: the executor may then go.
   void run_until(const bool& finished) noexcept;
 
  private:

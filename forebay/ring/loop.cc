@@ -13,7 +13,6 @@ result<std::unique_ptr<loop>> loop::create(unsigned entries) {
 loop::loop(uring_queue_pair queue, unique_fd wakeup) noexcept
     : queue_(std::move(queue)), wakeup_(std::move(wakeup)) {
   woken_.run = [](completion&) noexcept { loop::current()->listen_for_wakeups(); };
-  cancelled_.run = [](completion&) noexcept {};
 }
 
 void loop::listen_for_wakeups() noexcept {
@@ -39,7 +38,10 @@ void loop::submit(const uring_submission& s, completion& done) noexcept {
 }
 
 void loop::cancel(completion& target) noexcept {
-  submit({.opcode = uring_opcode::cancel, .address = &target}, cancelled_);
+  // Nobody waits for the request itself. One record serves all of them, so it must never be queued:
+  // run() drops it. A request that could not be made leaves the operation as it is.
+  static_cast<void>(
+      queue_.submit({.opcode = uring_opcode::cancel, .address = &target}, cancelled_));
 }
 
 void loop::run() noexcept {
@@ -48,12 +50,14 @@ void loop::run() noexcept {
   // acquire: pairs with stop().
   while (!stopping_.load(std::memory_order_acquire)) {
     run_ready();
-    if (auto r = queue_.ring_doorbell(until_next_timer_ns()); !r) {
+    if (auto r = queue_.ring_doorbell(busy() ? 0 : until_next_timer_ns()); !r) {
       // The ring itself is broken (never seen; a kernel out of memory would be EAGAIN): nothing can
       // go on without it.
       FOREBAY_ASSERT(!"io_uring_enter failed");
     }
-    while (completion* done = queue_.reap()) ready(*done);
+    while (completion* done = queue_.reap()) {
+      if (done != &cancelled_) ready(*done);
+    }
   }
 }
 

@@ -59,7 +59,7 @@ class loop final : public executor {
   unique_fd wakeup_;  // an eventfd, always being read
   std::uint64_t wakeup_count_ = 0;
   completion woken_;
-  completion cancelled_;
+  completion cancelled_;  // of every cancel request; never queued
   std::atomic<bool> stopping_{false};
 };
 

@@ -37,7 +37,8 @@ result<> uring_queue_pair::register_files(std::span<const int> fds) {
 }
 
 void uring_queue_pair::use_registered(uring_submission& s) const noexcept {
-  const auto file = std::find(files_.begin(), files_.end(), s.fd);
+  // Operations without a descriptor carry -1, and so do empty places in the table.
+  const auto file = s.fd < 0 ? files_.end() : std::find(files_.begin(), files_.end(), s.fd);
   if (file != files_.end()) {
     s.fd = static_cast<int>(file - files_.begin());
     s.registered_file = true;

@@ -1,0 +1,423 @@
+#include "forebay/ring/loop.h"
+
+#include <gtest/gtest.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <array>
+#include <cstring>
+#include <deque>
+#include <functional>
+#include <future>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "forebay/os/socket.h"
+
+namespace forebay {
+namespace {
+
+struct call : completion {
+  explicit call(std::function<void()> f) : action(std::move(f)) {
+    run = [](completion& c) noexcept { static_cast<call&>(c).action(); };
+  }
+  std::function<void()> action;
+};
+
+// A loop on a thread of its own, for the life of this object.
+class loop_thread {
+ public:
+  explicit loop_thread(unsigned entries = 64) {
+    std::promise<void> ready;
+    thread_ = std::thread([this, entries, &ready] {
+      auto made = loop::create(entries);
+      if (made) loop_ = std::move(*made);
+      ready.set_value();
+      if (loop_) loop_->run();
+    });
+    ready.get_future().wait();
+    FOREBAY_ASSERT(loop_ != nullptr);
+  }
+  ~loop_thread() {
+    loop_->stop();
+    thread_.join();
+  }
+  loop_thread(const loop_thread&) = delete;
+  loop_thread& operator=(const loop_thread&) = delete;
+
+  loop& operator*() noexcept { return *loop_; }
+  loop* operator->() noexcept { return loop_.get(); }
+
+  // Runs the task that `make` returns in the loop and waits for its end.
+  template <typename F>
+  void run(F make) {
+    std::promise<void> ended;
+    task_group group;
+    const auto work = [&]() -> task<> {
+      const auto r = co_await make();
+      EXPECT_TRUE(r.has_value());
+      co_return result<>{};
+    };
+    // The group's end, not the task's, so that the frame has gone when the caller goes on.
+    const auto all = [&]() -> task<> {
+      EXPECT_TRUE(work().spawn(group));
+      co_await group.idle();
+      ended.set_value();
+      co_return result<>{};
+    };
+    call start([&] { EXPECT_TRUE(all().spawn(outer_)); });
+    loop_->post(start);
+    ended.get_future().wait();
+    // `start` and `all` are on this stack: one more round through the loop, and both have ended.
+    std::promise<void> passed;
+    call fence([&] { passed.set_value(); });
+    loop_->post(fence);
+    passed.get_future().wait();
+  }
+
+ private:
+  std::unique_ptr<loop> loop_;
+  task_group outer_;
+  std::thread thread_;
+};
+
+std::array<unique_fd, 2> socket_pair() {
+  std::array<int, 2> fds{-1, -1};
+  EXPECT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds.data()), 0);
+  return {unique_fd(fds[0]), unique_fd(fds[1])};
+}
+
+TEST(Loop, IsCurrentOnlyOnItsThread) {
+  EXPECT_EQ(loop::current(), nullptr);
+  loop_thread l;
+  EXPECT_EQ(loop::current(), nullptr);
+  l.run([&]() -> task<> {
+    EXPECT_EQ(loop::current(), &*l);
+    EXPECT_EQ(executor::current(), &*l);
+    co_return result<>{};
+  });
+}
+
+TEST(Loop, WritesAndReadsAFile) {
+  std::string name = testing::TempDir() + "forebay-loop-XXXXXX";
+  const unique_fd file(::mkstemp(name.data()));
+  ASSERT_TRUE(file);
+  ::unlink(name.c_str());
+  loop_thread l;
+  l.run([&]() -> task<> {
+    const std::string text = "still water";
+    std::array<char, 64> back{};
+    EXPECT_EQ(co_await loop::io({.opcode = uring_opcode::write,
+                                 .fd = file.get(),
+                                 .address = text.data(),
+                                 .length = static_cast<std::uint32_t>(text.size()),
+                                 .offset_bytes = 100}),
+              11);
+    EXPECT_EQ(co_await loop::io({.opcode = uring_opcode::read,
+                                 .fd = file.get(),
+                                 .address = back.data(),
+                                 .length = back.size(),
+                                 .offset_bytes = 100}),
+              11);
+    EXPECT_EQ(text, back.data());
+    EXPECT_EQ(co_await loop::io({.opcode = uring_opcode::read,
+                                 .fd = file.get(),
+                                 .address = back.data(),
+                                 .length = back.size(),
+                                 .offset_bytes = 5'000}),
+              0)
+        << "past the end";
+    co_return result<>{};
+  });
+}
+
+TEST(Loop, ABadDescriptorGivesItsErrno) {
+  loop_thread l;
+  l.run([]() -> task<> {
+    char byte = 0;
+    EXPECT_EQ(co_await loop::io(
+                  {.opcode = uring_opcode::read, .fd = 99'999, .address = &byte, .length = 1}),
+              -EBADF);
+    EXPECT_EQ(
+        co_await loop::io({.opcode = uring_opcode::recv, .fd = -1, .address = &byte, .length = 1}),
+        -EBADF);
+    co_return result<>{};
+  });
+}
+
+TEST(Loop, MoreOperationsThanSlotsInOneTurn) {
+  loop_thread l(8);
+  int ended = 0;
+  l.run([&]() -> task<> {
+    task_group group;
+    const auto one = [&]() -> task<> {
+      if (co_await loop::io({.opcode = uring_opcode::nop}) == 0) ++ended;
+      co_return result<>{};
+    };
+    for (int i = 0; i < 1'000; ++i) EXPECT_TRUE(one().spawn(group));
+    co_await group.idle();
+    co_return result<>{};
+  });
+  EXPECT_EQ(ended, 1'000);
+}
+
+TEST(Loop, StopsFromAnotherThreadAndBeforeItRuns) {
+  for (int i = 0; i < 50; ++i) loop_thread l;  // stopped at some moment of its start
+  std::thread([] {
+    auto l = loop::create();
+    ASSERT_TRUE(l);
+    (*l)->stop();
+    (*l)->run();
+    EXPECT_EQ(loop::current(), nullptr);
+  }).join();
+}
+
+TEST(Loop, StopsFromItsOwnThread) {
+  std::thread([] {
+    auto l = loop::create();
+    ASSERT_TRUE(l);
+    call stop([&] { (*l)->stop(); });
+    (*l)->ready(stop);
+    (*l)->run();
+  }).join();
+}
+
+TEST(Loop, EndsWithOperationsInFlight) {
+  auto ends = socket_pair();
+  std::array<char, 16> buffer{};
+  completion received([](completion&) noexcept { FAIL() << "nobody sends"; });
+  loop_thread l;
+  l.run([&]() -> task<> {
+    l->submit({.opcode = uring_opcode::recv,
+               .fd = ends[0].get(),
+               .address = buffer.data(),
+               .length = buffer.size()},
+              received);
+    co_return result<>{};
+  });
+}
+
+TEST(Loop, CancelEndsAReceiveAndAnAccept) {
+  auto ends = socket_pair();
+  const auto listening = listen_tcp("127.0.0.1", 0);
+  ASSERT_TRUE(listening) << listening.error().message();
+  loop_thread l;
+  std::array<char, 16> buffer{};
+  l.run([&]() -> task<> {
+    task_group group;
+    std::vector<std::int32_t> results;
+    resume_completion* pending = nullptr;
+    const auto wait_for = [&](const uring_submission& s) -> task<> {
+      results.push_back(co_await await_completion([&](completion& done) noexcept {
+        pending = &static_cast<resume_completion&>(done);
+        loop::current()->submit(s, done);
+      }));
+      co_return result<>{};
+    };
+    const uring_submission receive{.opcode = uring_opcode::recv,
+                                   .fd = ends[0].get(),
+                                   .address = buffer.data(),
+                                   .length = buffer.size()};
+    EXPECT_TRUE(wait_for(receive).spawn(group));
+    loop::current()->cancel(*pending);  // not even handed over yet
+    co_await group.idle();
+    EXPECT_TRUE(wait_for(receive).spawn(group));
+    co_await sleep_for(1'000'000);
+    EXPECT_EQ(group.running(), 1u);
+    loop::current()->cancel(*pending);
+    co_await group.idle();
+    EXPECT_TRUE(
+        wait_for({.opcode = uring_opcode::accept, .fd = listening->front().get()}).spawn(group));
+    co_await sleep_for(1'000'000);
+    loop::current()->cancel(*pending);
+    co_await group.idle();
+    EXPECT_EQ(results, (std::vector{-ECANCELED, -ECANCELED, -ECANCELED}));
+    co_return result<>{};
+  });
+}
+
+// As a server does when it ends: every connection's receive is cancelled in one turn.
+TEST(Loop, ManyCancelsInOneTurnEndManyOperations) {
+  constexpr std::size_t count = 40;
+  std::vector<std::array<unique_fd, 2>> pairs;
+  for (std::size_t i = 0; i < count; ++i) pairs.push_back(socket_pair());
+  std::array<char, 16> buffer{};
+  loop_thread l;
+  std::size_t cancelled = 0;
+  l.run([&]() -> task<> {
+    task_group group;
+    std::vector<completion*> records;
+    const auto receive = [&](int fd) -> task<> {
+      const std::int32_t status = co_await await_completion([&](completion& done) noexcept {
+        records.push_back(&done);
+        loop::current()->submit({.opcode = uring_opcode::recv,
+                                 .fd = fd,
+                                 .address = buffer.data(),
+                                 .length = buffer.size()},
+                                done);
+      });
+      if (status == -ECANCELED) ++cancelled;
+      co_return result<>{};
+    };
+    for (auto& p : pairs) EXPECT_TRUE(receive(p[0].get()).spawn(group));
+    co_await sleep_for(1'000'000);
+    for (completion* c : records) loop::current()->cancel(*c);
+    co_await group.idle();
+    co_return result<>{};
+  });
+  EXPECT_EQ(cancelled, count);
+}
+
+TEST(Loop, CancelOfWhatIsNotInFlightDoesNothing) {
+  completion idle([](completion&) noexcept { FAIL() << "was never submitted"; });
+  loop_thread l;
+  l.run([&]() -> task<> {
+    loop::current()->cancel(idle);
+    loop::current()->cancel(idle);
+    co_await sleep_for(1'000'000);
+    co_return result<>{};
+  });
+}
+
+TEST(Loop, AShutDownSocketEndsItsReceive) {
+  auto ends = socket_pair();
+  loop_thread l;
+  std::thread closer;
+  l.run([&]() -> task<> {
+    closer = std::thread([&] { shutdown_socket(ends[1].get()); });
+    std::array<char, 16> buffer{};
+    EXPECT_EQ(co_await loop::io({.opcode = uring_opcode::recv,
+                                 .fd = ends[0].get(),
+                                 .address = buffer.data(),
+                                 .length = buffer.size()}),
+              0);
+    co_return result<>{};
+  });
+  closer.join();
+}
+
+TEST(Loop, SendsAMessageOfPieces) {
+  auto ends = socket_pair();
+  loop_thread l;
+  l.run([&]() -> task<> {
+    std::string first = "fore";
+    std::string second = "bay";
+    std::array<iovec, 2> pieces = {iovec{first.data(), first.size()},
+                                   iovec{second.data(), second.size()}};
+    msghdr message{};
+    message.msg_iov = pieces.data();
+    message.msg_iovlen = pieces.size();
+    EXPECT_EQ(co_await loop::io({.opcode = uring_opcode::sendmsg,
+                                 .fd = ends[0].get(),
+                                 .address = &message,
+                                 .flags = msg_nosignal}),
+              7);
+    std::array<std::byte, 7> received{};
+    EXPECT_TRUE(receive_all(ends[1].get(), received));
+    EXPECT_EQ(std::memcmp(received.data(), "forebay", 7), 0);
+    ends[1].reset();
+    EXPECT_EQ(co_await loop::io({.opcode = uring_opcode::sendmsg,
+                                 .fd = ends[0].get(),
+                                 .address = &message,
+                                 .flags = msg_nosignal}),
+              -EPIPE);
+    co_return result<>{};
+  });
+}
+
+TEST(Loop, TimersFireInOrderAndNotEarly) {
+  loop_thread l;
+  std::vector<int> order;
+  l.run([&]() -> task<> {
+    task_group group;
+    const auto sleeper = [&](int number, std::uint64_t ns) -> task<> {
+      const std::uint64_t until = monotonic_clock::now_ns() + ns;
+      co_await sleep_for(ns);
+      EXPECT_GE(monotonic_clock::now_ns(), until);
+      order.push_back(number);
+      co_return result<>{};
+    };
+    EXPECT_TRUE(sleeper(3, 9'000'000).spawn(group));
+    EXPECT_TRUE(sleeper(1, 1'000'000).spawn(group));
+    EXPECT_TRUE(sleeper(2, 5'000'000).spawn(group));
+    co_await group.idle();
+    co_return result<>{};
+  });
+  EXPECT_EQ(order, (std::vector{1, 2, 3}));
+}
+
+TEST(Loop, IoGoesOnBesideWorkThatNeverRunsDry) {
+  loop_thread l;
+  bool done = false;
+  call again([&] {
+    if (!done) loop::current()->ready(again);
+  });
+  l.run([&]() -> task<> {
+    loop::current()->ready(again);
+    EXPECT_EQ(co_await loop::io({.opcode = uring_opcode::nop}), 0);
+    co_await sleep_for(100'000);
+    done = true;
+    co_return result<>{};
+  });
+}
+
+TEST(LoopStress, PostStormsFromManyThreadsAllRunOnceInOrder) {
+  constexpr std::size_t posters = 3;
+  constexpr int per_poster = 4'000;
+  std::vector<std::deque<call>> calls(posters);
+  std::vector<int> next(posters, 0);
+  int out_of_order = 0;
+  int outside = 0;
+  {
+    loop_thread l;
+    for (std::size_t p = 0; p < posters; ++p) {
+      for (int n = 0; n < per_poster; ++n) {
+        calls[p].emplace_back([&, p, n] {
+          if (next[p]++ != n) ++out_of_order;
+          if (loop::current() != &*l) ++outside;
+        });
+      }
+    }
+    std::vector<std::thread> threads;
+    for (auto& mine : calls) {
+      threads.emplace_back([&l, &mine] {
+        for (std::size_t i = 0; i < mine.size(); ++i) {
+          l->post(mine[i]);
+          if (i % 512 == 0) std::this_thread::sleep_for(std::chrono::microseconds(100));
+        }
+      });
+    }
+    l.run([&]() -> task<> {
+      for (int i = 0; i < 50; ++i) {
+        EXPECT_EQ(co_await loop::io({.opcode = uring_opcode::nop}), 0) << "I/O goes on meanwhile";
+      }
+      co_return result<>{};
+    });
+    for (std::thread& t : threads) t.join();
+    l.run([]() -> task<> { co_return result<>{}; });
+  }
+  EXPECT_EQ(next, std::vector<int>(posters, per_poster));
+  EXPECT_EQ(out_of_order, 0);
+  EXPECT_EQ(outside, 0);
+}
+
+TEST(LoopStress, TwoLoopsPassACompletionBackAndForth) {
+  loop_thread a;
+  loop_thread b;
+  std::promise<void> done;
+  int hops = 0;
+  call ball([&] {
+    if (++hops == 2'000) return done.set_value();
+    (loop::current() == &*a ? b : a)->post(ball);
+  });
+  a->post(ball);
+  done.get_future().wait();
+  EXPECT_EQ(hops, 2'000);
+  // A loop must outlive the posts to it: after a turn of each, neither is inside one any more.
+  a.run([]() -> task<> { co_return result<>{}; });
+  b.run([]() -> task<> { co_return result<>{}; });
+}
+
+}  // namespace
+}  // namespace forebay
