@@ -35,7 +35,7 @@ class arena {
   // What 31-bit object handles reach.
   static constexpr std::size_t max_bytes = std::size_t{128} << 30;
 
-  // Errors: EINVAL outside [min_bytes, max_bytes], ENOMEM.
+  // Errors: errc::too_small and errc::too_large outside [min_bytes, max_bytes]; those of `source`.
   static result<std::unique_ptr<arena>> create(const options& opts,
                                                memory_source& source = memory_source::system());
 
