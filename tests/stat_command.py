@@ -1,0 +1,203 @@
+#!/usr/bin/env python3
+"""`forebay stat` in text and JSON, over both kinds of socket: the numbers move as what was done
+says they must."""
+
+import json
+import os
+import random
+import re
+
+import nbd
+from lib import KIB, MIB, PAGE, Cases, Server, expect, main, program, run
+
+IMAGE = 64 * MIB
+CACHE = 32 * MIB
+PAGES = 2048  # read twice: 8 MiB
+
+
+def stat(server):
+    done = run(program(), "stat", server.stat_address, "--json", timeout=10)
+    expect(not done.stderr, f"something on stderr: {done.stderr}")
+    return json.loads(done.stdout)
+
+
+def clients(status):
+    """The number of clients, whether told as a number or as a list."""
+    return status["clients"] if isinstance(status["clients"], int) else len(status["clients"])
+
+
+def moved(before, after, *path):
+    for key in path:
+        before, after = before[key], after[key]
+    return after - before
+
+
+def shape(status):
+    cache = status["cache"]
+    for key in (
+        "capacity_bytes",
+        "resident_pages",
+        "dirty_pages",
+        "writeback_pages",
+        "hits",
+        "misses",
+    ):
+        expect(isinstance(cache[key], int) and cache[key] >= 0, f"cache.{key} is {cache[key]!r}")
+    expect(0 <= cache["hit_ratio"] <= 1, f"hit_ratio is {cache['hit_ratio']}")
+    expect(cache["capacity_bytes"] == CACHE, f"capacity_bytes is {cache['capacity_bytes']}")
+    expect(
+        [export["name"] for export in status["exports"]] == ["disk.img"],
+        f"exports: {status['exports']}",
+    )
+    expect(status["exports"][0]["size"] == IMAGE, f"exports: {status['exports']}")
+    for command in ("read", "write", "flush", "trim"):
+        for key in ("count", "bytes", "errors", "p50_us", "p99_us"):
+            expect(status["commands"][command][key] >= 0, f"commands.{command}.{key}")
+
+
+def hits_and_misses(server, client):
+    offsets = [page * PAGE for page in random.sample(range(IMAGE // PAGE // 2), PAGES)]
+    start = stat(server)
+    for offset in offsets:
+        client.read(offset, PAGE)
+    cold = stat(server)
+    for offset in offsets:
+        client.read(offset, PAGE)
+    warm = stat(server)
+    for name, before, after in (("cold", start, cold), ("warm", cold, warm)):
+        expect(
+            moved(before, after, "commands", "read", "count") == PAGES,
+            f"{name}: reads counted wrongly",
+        )
+        expect(
+            moved(before, after, "commands", "read", "bytes") == PAGES * PAGE,
+            f"{name}: bytes counted wrongly",
+        )
+        expect(moved(before, after, "commands", "read", "errors") == 0, f"{name}: errors")
+    # Each page was read once from the disk, and then from the cache.
+    expect(
+        moved(start, cold, "cache", "misses") == PAGES,
+        f"cold misses: {moved(start, cold, 'cache', 'misses')}",
+    )
+    expect(
+        moved(start, cold, "cache", "hits") == 0,
+        f"cold hits: {moved(start, cold, 'cache', 'hits')}",
+    )
+    expect(
+        moved(cold, warm, "cache", "hits") == PAGES,
+        f"warm hits: {moved(cold, warm, 'cache', 'hits')}",
+    )
+    expect(
+        moved(cold, warm, "cache", "misses") == 0,
+        f"warm misses: {moved(cold, warm, 'cache', 'misses')}",
+    )
+    resident = moved(start, warm, "cache", "resident_pages")
+    expect(resident == PAGES, f"{resident} pages more are resident")
+    cache = warm["cache"]
+    ratio = cache["hits"] / (cache["hits"] + cache["misses"])
+    expect(
+        abs(cache["hit_ratio"] - ratio) < 0.002,
+        f"hit_ratio {cache['hit_ratio']}, hits and misses say {ratio}",
+    )
+    read = warm["commands"]["read"]
+    expect(0 < read["p50_us"] <= read["p99_us"] < 10_000_000, f"latencies {read}")
+
+
+def writes_and_flush(server, client):
+    before = stat(server)
+    for index in range(100):
+        client.write(IMAGE // 2 + index * 64 * KIB, bytes([index]) * PAGE)
+    client.zero(0, 64 * KIB)
+    client.trim(0, 64 * KIB)
+    dirty = stat(server)
+    client.flush()
+    after = stat(server)
+    expect(moved(before, after, "commands", "write", "count") == 100, "writes counted wrongly")
+    expect(
+        moved(before, after, "commands", "write", "bytes") == 100 * PAGE, "bytes counted wrongly"
+    )
+    expect(moved(before, after, "commands", "flush", "count") == 1, "flushes counted wrongly")
+    expect(moved(before, after, "commands", "trim", "count") == 1, "trims counted wrongly")
+    waiting = dirty["cache"]["dirty_pages"] + dirty["cache"]["writeback_pages"]
+    expect(waiting <= 100 + 16 + 16, f"{waiting} pages dirty or in flight after 100 writes")
+    left = after["cache"]["dirty_pages"] + after["cache"]["writeback_pages"]
+    expect(left == 0, f"{left} pages dirty or in flight after a flush")
+
+
+def errors(server, client):
+    before = stat(server)
+    reply = client.call(nbd.CMD_READ, IMAGE, PAGE)
+    expect(reply.error == nbd.EINVAL, f"error {reply.error}")
+    reply = client.call(nbd.CMD_WRITE, IMAGE, PAGE, 0, bytes(PAGE))
+    expect(reply.error == nbd.ENOSPC, f"error {reply.error}")
+    after = stat(server)
+    for command in ("read", "write"):
+        expect(
+            moved(before, after, "commands", command, "errors") == 1,
+            f"errors of {command} counted wrongly",
+        )
+
+
+def full(server, client):
+    """Reading more than the cache holds leaves it full, and not fuller."""
+    for offset in range(0, IMAGE, MIB):
+        client.read(offset, MIB)
+    cache = stat(server)["cache"]
+    held = cache["resident_pages"] * PAGE
+    expect(held <= CACHE, f"{held} bytes are resident in a cache of {CACHE}")
+    expect(held >= CACHE * 3 // 4, f"only {held} bytes are resident in a cache of {CACHE}")
+
+
+def counts_clients(server):
+    before = clients(stat(server))
+    more = [server.client() for _ in range(3)]
+    grown = clients(stat(server)) - before
+    for client in more:
+        client.disconnect()
+    expect(grown == 3, f"{grown} clients more were counted after 3 had come")
+
+
+def text(server):
+    done = run(program(), "stat", server.stat_address, timeout=10)
+    lines = done.stdout.splitlines()
+    expect(5 <= len(lines) <= 50, f"not one screen: {len(lines)} lines\n{done.stdout}")
+    expect(max(map(len, lines)) <= 100, f"lines too long for a screen:\n{done.stdout}")
+    for word in ("hit", "resident", "dirty", "read", "write", "flush", "disk.img"):
+        expect(word in done.stdout.lower(), f"{word!r} is not told:\n{done.stdout}")
+    expect(re.search(r"\d+(\.\d+)? ?%", done.stdout), f"no hit ratio in percent:\n{done.stdout}")
+
+
+def quick(server):
+    """A server busy with a client's requests still answers, and a silent connection does not stop
+    it."""
+    silent = nbd.Client(server.address, greet=False)
+    busy = server.client()
+    for _ in range(32):
+        busy.submit(nbd.CMD_READ, 0, MIB)
+    shape(stat(server))
+    busy.sock.close()
+    silent.sock.close()
+
+
+def test(directory):
+    image = os.path.join(directory, "disk.img")
+    with open(image, "wb") as file:
+        file.write(os.urandom(IMAGE))
+    cases = Cases()
+    for tcp in (False, True):
+        way = "TCP" if tcp else "a unix socket"
+        with Server(image, cache=CACHE, tcp=tcp) as server:
+            client = server.client()
+            with cases.case(f"the shape over {way}"):
+                shape(stat(server))
+            for step in (hits_and_misses, writes_and_flush, errors, full):
+                with cases.case(f"{step.__name__} over {way}"):
+                    step(server, client)
+            client.disconnect()
+            for step in (counts_clients, text, quick):
+                with cases.case(f"{step.__name__} over {way}"):
+                    step(server)
+    cases.finish()
+
+
+main(test)
