@@ -2,11 +2,13 @@
 //
 //   offset_bytes .. offset_bytes + length_bytes of the device  <->  segments[0], segments[1], …
 //
-// A bio is a completion: submit it to a device, and it is run from the submitting thread's executor when it has ended, with
-// `status` 0 or a negative errno. Segments are memory (usually page frames of an arena) that must stay valid and, for a
-// write, unchanged until then. Neighbouring segments that are adjacent in memory become one.
+// A bio is a completion: submit it to a device, and it is run from the submitting thread's executor
+// when it has ended, with `status` 0 or a negative errno. Segments are memory (usually page frames
+// of an arena) that must stay valid and, for a write, unchanged until then. Neighbouring segments
+// that are adjacent in memory become one.
 //
-// Ownership: the submitter owns the bio; the device owns it and the memory from submit() until it is run.
+// Ownership: the submitter owns the bio; the device owns it and the memory from submit() until it
+// is run.
 #pragma once
 
 #include <array>
@@ -47,7 +49,8 @@ struct bio : completion {
   std::uint8_t flags = 0;
   std::uint16_t segment_count = 0;
   std::uint64_t offset_bytes = 0;
-  std::uint64_t length_bytes = 0;  // sum of the segments; of the range, for discard and write_zeroes
+  std::uint64_t length_bytes =
+      0;  // sum of the segments; of the range, for discard and write_zeroes
   std::array<iovec, max_segments> segments;
 
   // Appends memory; false, and nothing changes, if it would need one segment too many.
@@ -69,7 +72,8 @@ struct bio : completion {
   std::span<const iovec> used_segments() const noexcept { return {segments.data(), segment_count}; }
   std::uint64_t end_bytes() const noexcept { return offset_bytes + length_bytes; }
 
-  // For the device that works on the bio: its own lower operation, and what is left of a transfer that was cut short.
+  // For the device that works on the bio: its own lower operation, and what is left of a transfer
+  // that was cut short.
   struct lower_operation : completion {
     bio* upper = nullptr;
     device* worker = nullptr;

@@ -12,11 +12,12 @@ namespace forebay {
 
 struct device_limits {
   std::uint64_t size_bytes = 0;
-  std::uint32_t logical_block_bytes = 512;    // offsets and lengths of reads and writes are multiples of it
+  std::uint32_t logical_block_bytes =
+      512;  // offsets and lengths of reads and writes are multiples of it
   std::uint32_t physical_block_bytes = 4096;  // what the medium writes without reading
   std::uint32_t max_transfer_bytes = 1u << 20;
   bool read_only = false;
-  bool direct = true;        // not through the kernel's page cache
+  bool direct = true;           // not through the kernel's page cache
   bool may_have_holes = false;  // extent_at() is worth asking
 };
 
@@ -29,10 +30,11 @@ class device {
 
   virtual const device_limits& limits() const noexcept = 0;
 
-  // Starts `b` and never blocks on a thread with a loop; on a plain thread (under sync_wait) it does the transfer on the
-  // spot. Ends with b queued on the calling thread's executor, b.status 0 or negative errno; ENOTSUP for a discard or
-  // write_zeroes that the device has no quick way for. A failed write may have been done in part. Any thread that has an
-  // executor; bios in flight are not ordered among each other.
+  // Starts `b` and never blocks on a thread with a loop; on a plain thread (under sync_wait) it
+  // does the transfer on the spot. Ends with b queued on the calling thread's executor, b.status 0
+  // or negative errno; ENOTSUP for a discard or write_zeroes that the device has no quick way for.
+  // A failed write may have been done in part. Any thread that has an executor; bios in flight are
+  // not ordered among each other.
   virtual void submit(bio& b) noexcept = 0;
 
   // The extent at a byte offset below the size; all data where the device cannot tell.
@@ -49,7 +51,8 @@ class device {
   static void complete(bio& b, std::int32_t status) noexcept;
 };
 
-// co_await submit_and_wait(d, b): submits and resumes when it has ended; the value is b.status. Replaces b.run.
+// co_await submit_and_wait(d, b): submits and resumes when it has ended; the value is b.status.
+// Replaces b.run.
 inline auto submit_and_wait(device& d, bio& b) noexcept {
   class awaiter {
    public:
@@ -71,7 +74,8 @@ inline auto submit_and_wait(device& d, bio& b) noexcept {
   return awaiter(d, b);
 }
 
-// EINVAL for a bio outside of the device, misaligned or too long; EROFS for a change to a read-only device; 0 otherwise.
+// EINVAL for a bio outside of the device, misaligned or too long; EROFS for a change to a read-only
+// device; 0 otherwise.
 std::int32_t check_bio(const bio& b, const device_limits& limits) noexcept;
 
 }  // namespace forebay

@@ -44,7 +44,8 @@ std::optional<fault> fault_device::match(const bio& b) {
   return std::nullopt;
 }
 
-// A write of which only the front is stored; the caller's bio fails when that has ended, so its memory stays valid.
+// A write of which only the front is stored; the caller's bio fails when that has ended, so its
+// memory stays valid.
 struct fault_device::partial_write : bio {
   bio* original = nullptr;
   std::int32_t error = 0;

@@ -13,13 +13,14 @@ namespace forebay {
 // Which bios fail, and how.
 struct fault {
   bio_op op = bio_op::write;
-  std::uint64_t start_bytes = 0;           // bios that touch [start, end) match
+  std::uint64_t start_bytes = 0;  // bios that touch [start, end) match
   std::uint64_t end_bytes = UINT64_MAX;
-  std::uint64_t skip = 0;                  // this many matching bios pass first
-  std::uint64_t count = UINT64_MAX;        // then so many fail; afterwards the fault is over
-  std::int32_t error = 5;                  // errno that they fail with
-  std::optional<std::uint64_t> partial_bytes;  // a write stores so many bytes of its front before it fails
-  std::uint64_t delay_ns = 0;              // a failure that stores nothing arrives so much later
+  std::uint64_t skip = 0;            // this many matching bios pass first
+  std::uint64_t count = UINT64_MAX;  // then so many fail; afterwards the fault is over
+  std::int32_t error = 5;            // errno that they fail with
+  std::optional<std::uint64_t>
+      partial_bytes;           // a write stores so many bytes of its front before it fails
+  std::uint64_t delay_ns = 0;  // a failure that stores nothing arrives so much later
 };
 
 class fault_device final : public device {

@@ -79,18 +79,20 @@ void file_device::start(loop& on, bio& b) noexcept {
   switch (b.op) {
     case bio_op::read:
     case bio_op::write:
-      s = transfer_of(b, file_.fd(),
-                      b.lower.remainder ? std::span<const iovec>(*b.lower.remainder)
-                                        : b.used_segments());
+      s = transfer_of(
+          b, file_.fd(),
+          b.lower.remainder ? std::span<const iovec>(*b.lower.remainder) : b.used_segments());
       break;
-    case bio_op::flush: s.opcode = uring_opcode::fdatasync; break;
+    case bio_op::flush:
+      s.opcode = uring_opcode::fdatasync;
+      break;
     case bio_op::discard:
     case bio_op::write_zeroes:
       s.opcode = uring_opcode::fallocate;
       s.offset_bytes = b.offset_bytes;
       s.extent_bytes = b.length_bytes;
-      s.flags = zero_mode_of(b) == zero_mode::deallocate ? fallocate_punch_hole
-                                                         : fallocate_zero_range;
+      s.flags =
+          zero_mode_of(b) == zero_mode::deallocate ? fallocate_punch_hole : fallocate_zero_range;
       break;
   }
   on.submit(s, b.lower);
@@ -103,7 +105,8 @@ void file_device::ended(bio& b, std::int32_t status) noexcept {
   if (status < 0 || !is_transfer(b)) return finish(b, std::min(status, 0));
   b.lower.done_bytes += static_cast<std::uint32_t>(status);
   if (b.lower.done_bytes == b.length_bytes) return finish(b, 0);
-  // Nothing at all was moved: the end of the file, which lies inside the device's size only if somebody shrank it.
+  // Nothing at all was moved: the end of the file, which lies inside the device's size only if
+  // somebody shrank it.
   if (status == 0) return finish(b, -EIO);
   if (!carry_on(on, b)) finish(b, -ENOMEM);
 }
@@ -140,11 +143,13 @@ result<> file_device::do_now(bio& b) noexcept {
   std::array<iovec, bio::max_segments> copy = b.segments;
   const std::span<iovec> segments(copy.data(), b.segment_count);
   switch (b.op) {
-    case bio_op::read: return file_.read(segments, b.offset_bytes);
+    case bio_op::read:
+      return file_.read(segments, b.offset_bytes);
     case bio_op::write:
       return file_.write(segments, b.offset_bytes,
                          (b.flags & bio_fua) != 0 ? static_cast<int>(rwf_dsync) : 0);
-    case bio_op::flush: return file_.sync();
+    case bio_op::flush:
+      return file_.sync();
     case bio_op::discard:
     case bio_op::write_zeroes:
       return file_.zero(b.offset_bytes, b.length_bytes, zero_mode_of(b));

@@ -1,10 +1,12 @@
 // A regular file or block device as a device: O_DIRECT where the file system grants it.
 //
-// On a thread that runs a loop, transfers go through its io_uring, with the arena's memory and the file registered where the
-// loop has registered them. On a plain thread each is a direct synchronous system call.
+// On a thread that runs a loop, transfers go through its io_uring, with the arena's memory and the
+// file registered where the loop has registered them. On a plain thread each is a direct
+// synchronous system call.
 //
-// After a failed fdatasync of a file that is not direct, the kernel has dropped the dirty pages it could not write: no later
-// success can be believed, so every later flush fails too. A direct file has no such pages, its next flush is tried afresh.
+// After a failed fdatasync of a file that is not direct, the kernel has dropped the dirty pages it
+// could not write: no later success can be believed, so every later flush fails too. A direct file
+// has no such pages, its next flush is tried afresh.
 #pragma once
 
 #include <atomic>
@@ -39,7 +41,8 @@ class file_device final : public device {
 
   block_file file_;
   device_limits limits_;
-  std::atomic<std::int32_t> lost_sync_{0};  // negative errno of the flush that lost data, 0 if none did
+  std::atomic<std::int32_t> lost_sync_{
+      0};  // negative errno of the flush that lost data, 0 if none did
 };
 
 static_assert(BlockFile<block_file>);

@@ -30,8 +30,11 @@ void memory_device::submit(bio& b) noexcept {
         }
         break;
       case bio_op::discard:
-      case bio_op::write_zeroes: std::fill_n(at, b.length_bytes, std::byte{0}); break;
-      case bio_op::flush: break;
+      case bio_op::write_zeroes:
+        std::fill_n(at, b.length_bytes, std::byte{0});
+        break;
+      case bio_op::flush:
+        break;
     }
   }
   complete(b, 0);

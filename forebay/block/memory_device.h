@@ -22,7 +22,7 @@ class memory_device final : public device {
 
  private:
   device_limits limits_;
-  mutex lock_;                        // makes a bio atomic against another
+  mutex lock_;  // makes a bio atomic against another
   std::vector<std::byte> contents_;
 };
 

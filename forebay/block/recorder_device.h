@@ -1,5 +1,5 @@
-// A device that logs every write, flush and FUA on its way to another device, as dm-log-writes does, so that a test can build
-// every image that a crash could have left behind.
+// A device that logs every write, flush and FUA on its way to another device, as dm-log-writes
+// does, so that a test can build every image that a crash could have left behind.
 #pragma once
 
 #include <cstddef>
@@ -15,10 +15,10 @@ struct recorded_operation {
   bool fua = false;
   std::uint64_t offset_bytes = 0;
   std::uint64_t length_bytes = 0;
-  std::vector<std::byte> data;         // of a write
-  std::uint64_t submitted = 0;         // position in the common order of submissions and completions
-  std::uint64_t completed = 0;         // 0: not completed
-  std::int32_t status = 0;             // of the completion
+  std::vector<std::byte> data;  // of a write
+  std::uint64_t submitted = 0;  // position in the common order of submissions and completions
+  std::uint64_t completed = 0;  // 0: not completed
+  std::int32_t status = 0;      // of the completion
 };
 
 class recorder_device final : public device {
@@ -43,9 +43,10 @@ class recorder_device final : public device {
   std::uint64_t clock_ FOREBAY_GUARDED_BY(lock_) = 0;
 };
 
-// The image after a crash right after event number `moment` of the log's common order, on top of `before`: everything that
-// was durable by then (writes that completed before the submission of a flush that completed; FUA writes that completed),
-// and of the others that were submitted those for which `survives(index)` says so.
+// The image after a crash right after event number `moment` of the log's common order, on top of
+// `before`: everything that was durable by then (writes that completed before the submission of a
+// flush that completed; FUA writes that completed), and of the others that were submitted those for
+// which `survives(index)` says so.
 template <typename Survives>
 std::vector<std::byte> image_after_crash(std::vector<std::byte> before,
                                          const std::vector<recorded_operation>& log,

@@ -45,7 +45,8 @@ page_ref address_space::find(std::uint64_t index) noexcept {
   page* p = index_.lookup(index);
   if (p == nullptr || !p->refs.get_unless_zero()) return {};
   page_ref ref = page_ref::adopt(*p);
-  // The reference holds the identity still: is it the page that was looked for? relaxed: owns() has acquired.
+  // The reference holds the identity still: is it the page that was looked for? relaxed: owns() has
+  // acquired.
   if (!owns(*p) || p->index.load(std::memory_order_relaxed) != index) return {};
   return ref;
 }
@@ -57,8 +58,9 @@ bool address_space::being_discarded(std::uint64_t index) const noexcept {
                      [index](const punch& p) { return index >= p.first && index < p.end; });
 }
 
-// Puts a frame, of which the caller has the only reference, into the index: locked, not uptodate, with a second reference
-// for the index. Whatever else happens the frame stays the caller's as it was.
+// Puts a frame, of which the caller has the only reference, into the index: locked, not uptodate,
+// with a second reference for the index. Whatever else happens the frame stays the caller's as it
+// was.
 address_space::add_outcome address_space::add_page(std::uint64_t index, page& p) noexcept {
   {
     const scoped_lock hold(lock_);
@@ -74,7 +76,8 @@ address_space::add_outcome address_space::add_page(std::uint64_t index, page& p)
   return add_outcome::added;
 }
 
-// Takes a page off the index; the caller holds a reference and, but for the destructor, the page lock.
+// Takes a page off the index; the caller holds a reference and, but for the destructor, the page
+// lock.
 void address_space::remove_page(page& p) noexcept {
   cache_.remove_from_list(p);
   {

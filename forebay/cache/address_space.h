@@ -6,17 +6,23 @@
 //   flush ── write-back of every dirty page ── device flush ──> durable
 //
 // Rules that hold everything together:
-//  1. A page is put into the index only under lock_, locked and not uptodate, and gets its identity (owner, index) there.
-//  2. Data changes only under the page lock, and not while page_writeback is set (stable pages): what is written is not torn.
-//  3. Clean becomes dirty under page lock and lock_, together with the index's tag; dirty becomes writeback likewise.
-//  4. A page leaves the index by eviction (its count frozen at the index's own reference, clean) or by a discard (page locked).
-//  5. While a discard works on a range, nothing is put into the index there and no write-back starts there.
+//  1. A page is put into the index only under lock_, locked and not uptodate, and gets its identity
+//  (owner, index) there.
+//  2. Data changes only under the page lock, and not while page_writeback is set (stable pages):
+//  what is written is not torn.
+//  3. Clean becomes dirty under page lock and lock_, together with the index's tag; dirty becomes
+//  writeback likewise.
+//  4. A page leaves the index by eviction (its count frozen at the index's own reference, clean) or
+//  by a discard (page locked).
+//  5. While a discard works on a range, nothing is put into the index there and no write-back
+//  starts there.
 //  6. Who holds a page lock waits for that page's I/O only (see page_wait.h).
 //
-// Lock order: see page_cache.h. lock_ guards index_ (but its lookup), punches_ and the flush ticket; error_ is an atomic.
+// Lock order: see page_cache.h. lock_ guards index_ (but its lookup), punches_ and the flush
+// ticket; error_ is an atomic.
 //
-// Thread-safety: all of it may be used from any thread that has an executor; the try_ functions from any thread.
-// Offsets and lengths are bytes and lie inside the device; the caller checks them.
+// Thread-safety: all of it may be used from any thread that has an executor; the try_ functions
+// from any thread. Offsets and lengths are bytes and lie inside the device; the caller checks them.
 #pragma once
 
 #include <span>
@@ -52,11 +58,13 @@ class address_space {
 
   // ---- Reading ----
 
-  // Pins the pages of [offset, offset + length) if all are there and valid; `out` has room for them. Takes no lock.
+  // Pins the pages of [offset, offset + length) if all are there and valid; `out` has room for
+  // them. Takes no lock.
   bool try_pin(std::uint64_t offset, std::size_t length, std::span<page_ref> out) noexcept;
 
-  // Pins them in order, reading what is missing, and returns how many: all of them, or at least one when out or memory is
-  // short. Only the blocks that the range touches are read. Error: the device's.
+  // Pins them in order, reading what is missing, and returns how many: all of them, or at least one
+  // when out or memory is short. Only the blocks that the range touches are read. Error: the
+  // device's.
   task<std::size_t> pin(std::uint64_t offset, std::size_t length, std::span<page_ref> out);
 
   // Copies out. The same errors.
@@ -70,25 +78,28 @@ class address_space {
   // Writes as much of the front of `data` as needs no wait; returns how many bytes.
   std::size_t try_write(std::uint64_t offset, std::span<const std::byte> data) noexcept;
 
-  // Writes all of it into the cache. Errors: of a read that a partial block needs; of write-back, when the dirty limit is
-  // reached with pages that cannot be written. The bytes before the failure are written.
+  // Writes all of it into the cache. Errors: of a read that a partial block needs; of write-back,
+  // when the dirty limit is reached with pages that cannot be written. The bytes before the failure
+  // are written.
   task<> write(std::uint64_t offset, std::span<const std::byte> data);
 
-  // Makes a range read as zeros: whole pages by the device if it has a quick way (deallocating unless keep_allocated), the
-  // rest through the cache. ENOTSUP, if only_fast and the device has none: nothing has changed then.
+  // Makes a range read as zeros: whole pages by the device if it has a quick way (deallocating
+  // unless keep_allocated), the rest through the cache. ENOTSUP, if only_fast and the device has
+  // none: nothing has changed then.
   struct zero_options {
     bool keep_allocated = false;
     bool only_fast = false;
   };
   task<> write_zeroes(std::uint64_t offset, std::uint64_t length, zero_options opts);
 
-  // The contents of the range are no longer needed; whole pages of it read as zeros afterwards where the device can.
+  // The contents of the range are no longer needed; whole pages of it read as zeros afterwards
+  // where the device can.
   task<> discard(std::uint64_t offset, std::uint64_t length);
 
   // ---- Durability ----
 
-  // Makes durable everything that was written before the call. Error: the first of the pages that could not be written, as
-  // long as there are any; they stay dirty and are tried again.
+  // Makes durable everything that was written before the call. Error: the first of the pages that
+  // could not be written, as long as there are any; they stay dirty and are tried again.
   task<> flush();
 
   // The same for a range (FUA).
@@ -96,22 +107,33 @@ class address_space {
 
   // ---- Looking ----
 
-  // Extents from `offset` on, at most `max_extents` and at least one; unwritten cached data counts as data.
+  // Extents from `offset` on, at most `max_extents` and at least one; unwritten cached data counts
+  // as data.
   result<std::vector<extent>> extents(std::uint64_t offset, std::uint64_t length,
                                       std::size_t max_extents);
 
   // ---- Write-back in the background ----
 
-  // Runs until stop_flusher(): writes when the cache is over its background limit, and what is older than a few seconds.
+  // Runs until stop_flusher(): writes when the cache is over its background limit, and what is
+  // older than a few seconds.
   task<> run_flusher();
   void stop_flusher() noexcept;
 
-  // For the page cache, which holds its list lock: takes a clean unused page off, true if its count is now zero.
+  // For the page cache, which holds its list lock: takes a clean unused page off, true if its count
+  // is now zero.
   bool evict(page& p) noexcept;
 
  private:
   enum class add_outcome { added, exists, discarding, no_memory };
-  enum class step { done, page_locked, page_writeback, no_memory, needs_read, over_limit, discarding };
+  enum class step {
+    done,
+    page_locked,
+    page_writeback,
+    no_memory,
+    needs_read,
+    over_limit,
+    discarding
+  };
 
   // A range that a discard works on, in pages; in its coroutine's frame.
   struct punch {
@@ -129,7 +151,8 @@ class address_space {
   // address_space.cc: the index
   page_ref find(std::uint64_t index) noexcept;
   bool owns(const page& p) const noexcept {
-    return p.owner.load(std::memory_order_acquire) == this;  // acquire: the identity that goes with it
+    return p.owner.load(std::memory_order_acquire) ==
+           this;  // acquire: the identity that goes with it
   }
   add_outcome add_page(std::uint64_t index, page& p) noexcept FOREBAY_EXCLUDES(lock_);
   void remove_page(page& p) noexcept FOREBAY_EXCLUDES(lock_);

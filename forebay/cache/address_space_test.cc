@@ -43,16 +43,26 @@ TEST_P(model_test, random_operations_agree_with_a_flat_array) {
   std::vector<std::byte> out;
   for (int i = 0; i < 20000; ++i) {
     const std::uint64_t offset = rng() % size;
-    const std::uint64_t length = 1 + rng() % std::min<std::uint64_t>(size - offset, 1u << (rng() % 18));
+    const std::uint64_t length =
+        1 + rng() % std::min<std::uint64_t>(size - offset, 1u << (rng() % 18));
     switch (rng() % 16) {
-      case 0: ASSERT_TRUE(sync_wait(r.space->flush())); break;
+      case 0:
+        ASSERT_TRUE(sync_wait(r.space->flush()));
+        break;
       case 1: {
         ASSERT_TRUE(sync_wait(r.space->write_zeroes(offset, length, {})));
         std::fill_n(flat.begin() + static_cast<std::ptrdiff_t>(offset), length, std::byte{0});
         break;
       }
-      case 2: ASSERT_TRUE(sync_wait(r.space->sync_range(offset, length))); break;
-      case 3: case 4: case 5: case 6: case 7: case 8: {
+      case 2:
+        ASSERT_TRUE(sync_wait(r.space->sync_range(offset, length)));
+        break;
+      case 3:
+      case 4:
+      case 5:
+      case 6:
+      case 7:
+      case 8: {
         const auto data = random_bytes(rng, length);
         const std::size_t n = r.space->try_write(offset, data);
         ASSERT_LE(n, length);

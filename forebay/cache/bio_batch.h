@@ -1,5 +1,6 @@
-// A stream of bios of one kind that one coroutine builds and waits for: neighbouring pieces are merged, at most `max_in_flight`
-// are under way at a time, and one bio is held in reserve so that there is progress without memory.
+// A stream of bios of one kind that one coroutine builds and waits for: neighbouring pieces are
+// merged, at most `max_in_flight` are under way at a time, and one bio is held in reserve so that
+// there is progress without memory.
 //
 // One thread. The batch must be drained before it goes.
 #pragma once
@@ -29,14 +30,16 @@ class bio_batch {
   bio_batch(const bio_batch&) = delete;
   bio_batch& operator=(const bio_batch&) = delete;
 
-  // Adds `bytes` of memory for a place on the device; what was gathered before is submitted if this does not continue it.
-  // False, and nothing is added, when no bio is to be had: co_await room() and call again.
+  // Adds `bytes` of memory for a place on the device; what was gathered before is submitted if this
+  // does not continue it. False, and nothing is added, when no bio is to be had: co_await room()
+  // and call again.
   bool try_append(std::uint64_t offset_bytes, std::byte* data, std::size_t bytes) noexcept;
 
   // Submits what is gathered.
   void submit() noexcept;
 
-  // Resumes when fewer than `limit` bios are in flight and one is to be had; when none is in flight, for 0.
+  // Resumes when fewer than `limit` bios are in flight and one is to be had; when none is in
+  // flight, for 0.
   class awaiter {
    public:
     awaiter(bio_batch& batch, unsigned limit) noexcept : batch_(batch), limit_(limit) {}
@@ -52,7 +55,8 @@ class bio_batch {
     unsigned limit_;
   };
 
-  // co_await room(): until a bio is to be had; co_await drain(): submits, and until none is in flight.
+  // co_await room(): until a bio is to be had; co_await drain(): submits, and until none is in
+  // flight.
   awaiter room() noexcept { return {*this, max_in_flight}; }
   awaiter drain() noexcept {
     submit();

@@ -4,12 +4,14 @@
 //                          ^                               |      apart from the data
 //                          +───────────────────────────────+
 //
-// A page needs them only while its blocks differ: a page without buffer heads has all its blocks in the state of its flags
-// (uptodate, dirty). Once attached they hold the truth, and the page's flags say: uptodate exactly if every block is, dirty if
-// any block is. They stay with the page until it leaves the cache.
+// A page needs them only while its blocks differ: a page without buffer heads has all its blocks in
+// the state of its flags (uptodate, dirty). Once attached they hold the truth, and the page's flags
+// say: uptodate exactly if every block is, dirty if any block is. They stay with the page until it
+// leaves the cache.
 //
-// Guards: state is atomic; its bits change under the page lock, or in the completion of the I/O that async_read or async_write
-// announces. All other fields are set before the buffers are published through page.private_data and do not change.
+// Guards: state is atomic; its bits change under the page lock, or in the completion of the I/O
+// that async_read or async_write announces. All other fields are set before the buffers are
+// published through page.private_data and do not change.
 #pragma once
 
 #include <atomic>
@@ -41,7 +43,7 @@ enum bh_state : std::uint32_t {
 struct buffer_head {
   std::atomic<std::uint32_t> state{0};
   std::uint32_t size_bytes = 0;
-  refcount count{1};  // the page's own; more for who uses the buffer
+  refcount count{1};                 // the page's own; more for who uses the buffer
   buffer_head* this_page = nullptr;  // next of the circle
   page* frame = nullptr;
   std::uint64_t block_number = 0;  // in units of size_bytes
@@ -68,22 +70,25 @@ using buffer_cache = object_cache<buffer_head>;
 // The first buffer of a page, null if it has none. The caller holds a reference on the page.
 buffer_head* page_buffers(const page& p) noexcept;
 
-// Gives a page buffers of `block_bytes` (512 to the page size, a power of two), mapped to consecutive blocks of `dev`, in the
-// state that the page's flags have. The caller holds the page lock. False, and nothing changes, without memory.
+// Gives a page buffers of `block_bytes` (512 to the page size, a power of two), mapped to
+// consecutive blocks of `dev`, in the state that the page's flags have. The caller holds the page
+// lock. False, and nothing changes, without memory.
 [[nodiscard]] bool create_empty_buffers(page& p, buffer_cache& heads, device& dev,
                                         std::uint32_t block_bytes) noexcept;
 
-// Frees a page's buffers; the caller is the page's only user (its count is frozen) and none of them is in use.
+// Frees a page's buffers; the caller is the page's only user (its count is frozen) and none of them
+// is in use.
 void drop_buffers(page& p, buffer_cache& heads) noexcept;
 
 // Whether bytes [from, to) of a page are valid. The caller holds a reference.
 bool is_uptodate(const page& p, std::size_t from, std::size_t to) noexcept;
 
-// Marks the blocks that lie wholly in [from, to) uptodate, and the page when with them all of its blocks before `valid_bytes`
-// are. The caller holds the page lock.
+// Marks the blocks that lie wholly in [from, to) uptodate, and the page when with them all of its
+// blocks before `valid_bytes` are. The caller holds the page lock.
 void set_uptodate(page& p, std::size_t from, std::size_t to, std::size_t valid_bytes) noexcept;
 
-// Calls f(from, to) for each stretch of neighbouring blocks inside [from, to) for which pred(buffer) holds; block-aligned.
+// Calls f(from, to) for each stretch of neighbouring blocks inside [from, to) for which
+// pred(buffer) holds; block-aligned.
 template <typename Predicate, typename F>
 void for_each_run(const page& p, std::size_t from, std::size_t to, Predicate pred, F f) {
   buffer_head* const first = page_buffers(p);

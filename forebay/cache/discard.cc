@@ -66,7 +66,8 @@ task<> address_space::drop_pages(std::uint64_t first, std::uint64_t end) {
   co_return result<>{};
 }
 
-// Has the device empty whole pages. Until it has succeeded the cache is left as it is, so a failure changes nothing.
+// Has the device empty whole pages. Until it has succeeded the cache is left as it is, so a failure
+// changes nothing.
 task<> address_space::punch_pages(std::uint64_t first, std::uint64_t end, bio_op op,
                                   std::uint8_t flags) {
   punch range{first, end, {}};

@@ -9,8 +9,8 @@
 
 namespace forebay {
 
-// Takes frames for a run of missing pages, contiguous ones where memory is free in larger blocks, so that the run's bio has few
-// segments; gives back what was not used.
+// Takes frames for a run of missing pages, contiguous ones where memory is free in larger blocks,
+// so that the run's bio has few segments; gives back what was not used.
 class address_space::frame_supply {
  public:
   explicit frame_supply(page_cache& cache) noexcept : cache_(cache) {}
@@ -20,7 +20,8 @@ class address_space::frame_supply {
   frame_supply(const frame_supply&) = delete;
   frame_supply& operator=(const frame_supply&) = delete;
 
-  // A frame with one reference, for a run of which `wanted` pages are still to come; null when there is no memory.
+  // A frame with one reference, for a run of which `wanted` pages are still to come; null when
+  // there is no memory.
   page* get(std::size_t wanted) noexcept {
     if (left_ != 0) return take();
     for (unsigned order = std::min(order_for(wanted), order_limit_); order != 0; --order) {
@@ -108,9 +109,9 @@ bool address_space::try_pin(std::uint64_t offset, std::size_t length,
   return true;
 }
 
-// Fills a stretch of a locked page from a hole of the device without reading; true if all of it is one. `data_until`
-// remembers from call to call how far the device has said that there is data (which is safe to believe for longer than
-// that there is none).
+// Fills a stretch of a locked page from a hole of the device without reading; true if all of it is
+// one. `data_until` remembers from call to call how far the device has said that there is data
+// (which is safe to believe for longer than that there is none).
 bool address_space::fill_from_hole(std::uint64_t offset, std::byte* data, std::size_t bytes,
                                    std::uint64_t& data_until) noexcept {
   // relaxed: a hint; a device that has no holes yet is read.
@@ -123,7 +124,8 @@ bool address_space::fill_from_hole(std::uint64_t offset, std::byte* data, std::s
   return true;
 }
 
-// First half of a miss: pins what is there, puts new locked pages where there is nothing and starts to fill them.
+// First half of a miss: pins what is there, puts new locked pages where there is nothing and starts
+// to fill them.
 task<std::size_t> address_space::add_missing(std::uint64_t offset, std::size_t length,
                                              std::span<page_ref> out, bio_batch& batch) {
   const std::uint64_t end = offset + length;
@@ -277,8 +279,7 @@ task<> address_space::read(std::uint64_t offset, std::span<std::byte> out) {
   std::array<page_ref, 32> pins;
   while (!out.empty()) {
     const std::size_t first_part = page_bytes - offset % page_bytes;
-    const std::size_t want =
-        std::min(out.size(), first_part + (pins.size() - 1) * page_bytes);
+    const std::size_t want = std::min(out.size(), first_part + (pins.size() - 1) * page_bytes);
     const std::size_t pages = page_of(offset + want - 1) - page_of(offset) + 1;
     std::size_t n = pages;
     if (!try_pin(offset, want, pins)) {
@@ -302,8 +303,8 @@ task<> address_space::prefetch(std::uint64_t offset, std::uint64_t length) {
   std::array<page_ref, 256> pins;
   const std::uint64_t end = offset + length;
   while (offset < end) {
-    const std::uint64_t want = std::min<std::uint64_t>(end - offset, pins.size() * page_bytes -
-                                                                         offset % page_bytes);
+    const std::uint64_t want =
+        std::min<std::uint64_t>(end - offset, pins.size() * page_bytes - offset % page_bytes);
     const result<std::size_t> pinned = co_await pin(offset, want, pins);
     if (!pinned) co_return fail(pinned.error());
     for (page_ref& p : pins) p.reset();

@@ -7,7 +7,8 @@
 namespace forebay {
 namespace {
 
-// Shares of the frames: writers wait above 2/5 so that reads always find pages to take, the flushers start at 1/8.
+// Shares of the frames: writers wait above 2/5 so that reads always find pages to take, the
+// flushers start at 1/8.
 constexpr std::uint32_t dirty_limit_of(std::uint32_t pages) { return pages / 5 * 2; }
 constexpr std::uint32_t background_limit_of(std::uint32_t pages) { return pages / 8; }
 
@@ -71,7 +72,8 @@ unsigned page_cache::reclaim(unsigned wanted) noexcept {
       continue;
     }
     // On the list means in an index, and a space takes its pages off the list before it goes.
-    auto* space = static_cast<address_space*>(p.owner.load(std::memory_order_acquire));  // acquire: sees it whole
+    auto* space = static_cast<address_space*>(
+        p.owner.load(std::memory_order_acquire));  // acquire: sees it whole
     if (space == nullptr || !space->evict(p)) {
       list_.push_front(p);
       continue;

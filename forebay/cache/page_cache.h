@@ -1,10 +1,11 @@
 // The page cache: one arena of frames shared by any number of address spaces, kept inside its size.
 //
-// Everything that is cached lies in the arena: pages, index nodes, buffer heads, bios. So its size bounds the whole, and a
-// shortage of any of them is met the same way, by taking clean pages off.
+// Everything that is cached lies in the arena: pages, index nodes, buffer heads, bios. So its size
+// bounds the whole, and a shortage of any of them is met the same way, by taking clean pages off.
 //
-// Eviction is CLOCK in its list form (FIFO with reinsertion): a hit sets page_referenced and touches no list; the hand takes
-// pages from the old end, gives referenced ones another round, passes over pinned and dirty ones, and takes the rest.
+// Eviction is CLOCK in its list form (FIFO with reinsertion): a hit sets page_referenced and
+// touches no list; the hand takes pages from the old end, gives referenced ones another round,
+// passes over pinned and dirty ones, and takes the rest.
 //
 // Dirty pages: above the background limit the flushers work, at the hard limit writers wait.
 //
@@ -28,17 +29,17 @@ namespace forebay {
 class address_space;
 
 struct page_cache_statistics {
-  std::uint64_t capacity_bytes = 0;    // of the arena's frames
+  std::uint64_t capacity_bytes = 0;  // of the arena's frames
   std::uint64_t capacity_pages = 0;
   std::uint64_t free_pages = 0;
-  std::uint64_t resident_pages = 0;    // in an index
+  std::uint64_t resident_pages = 0;  // in an index
   std::uint64_t dirty_pages = 0;
   std::uint64_t writeback_pages = 0;
-  std::uint64_t error_pages = 0;       // dirty, and their last write failed
+  std::uint64_t error_pages = 0;  // dirty, and their last write failed
   std::uint64_t dirty_limit_pages = 0;
   std::uint64_t background_limit_pages = 0;
-  std::uint64_t hits = 0;              // pages found uptodate
-  std::uint64_t misses = 0;            // pages that had to be read or made
+  std::uint64_t hits = 0;    // pages found uptodate
+  std::uint64_t misses = 0;  // pages that had to be read or made
   std::uint64_t evictions = 0;
   std::uint64_t pages_read = 0;        // filled from the device
   std::uint64_t pages_written = 0;     // write-back completed
@@ -68,23 +69,28 @@ class page_cache {
 
   // ---- For address spaces ----
 
-  // A frame with one reference, evicting if there is none free; null if nothing can be evicted now. Takes list_lock_.
+  // A frame with one reference, evicting if there is none free; null if nothing can be evicted now.
+  // Takes list_lock_.
   page* try_allocate_frame() noexcept;
 
-  // Evicts a few pages, for who needs memory for something else than a page; false if there was nothing to evict.
+  // Evicts a few pages, for who needs memory for something else than a page; false if there was
+  // nothing to evict.
   bool try_make_room() noexcept { return reclaim(reclaim_batch) != 0; }
 
-  // 2^order contiguous frames, each with one reference, from what is free: never evicts. Null if there are none.
+  // 2^order contiguous frames, each with one reference, from what is free: never evicts. Null if
+  // there are none.
   page* try_allocate_run(unsigned order) noexcept;
 
-  // co_await frames_available(): suspends until memory may have become free. The caller holds no page lock and no pin.
+  // co_await frames_available(): suspends until memory may have become free. The caller holds no
+  // page lock and no pin.
   auto frames_available() noexcept {
     frame_waits_.add();
     // Pins are given back without a wake-up, so the wait has a timeout.
     return progress_.wait_unless([] { return false; }, frame_wait_ns);
   }
 
-  // Puts a page that has just been indexed on the eviction list; takes one off that has left its index.
+  // Puts a page that has just been indexed on the eviction list; takes one off that has left its
+  // index.
   void add_to_list(page& p) noexcept;
   void remove_from_list(page& p) noexcept;
 
@@ -100,14 +106,16 @@ class page_cache {
 
   // Accounting by address spaces.
   void count_dirty(std::int32_t delta) noexcept {
-    dirty_.fetch_add(static_cast<std::uint32_t>(delta), std::memory_order_relaxed);  // relaxed: a level
+    dirty_.fetch_add(static_cast<std::uint32_t>(delta),
+                     std::memory_order_relaxed);  // relaxed: a level
   }
   void count_writeback(std::int32_t delta) noexcept {
     writeback_.fetch_add(static_cast<std::uint32_t>(delta),
                          std::memory_order_relaxed);  // relaxed: a level
   }
   void count_error(std::int32_t delta) noexcept {
-    errors_.fetch_add(static_cast<std::uint32_t>(delta), std::memory_order_relaxed);  // relaxed: a level
+    errors_.fetch_add(static_cast<std::uint32_t>(delta),
+                      std::memory_order_relaxed);  // relaxed: a level
   }
   std::uint32_t error_pages() const noexcept {
     return errors_.load(std::memory_order_relaxed);  // relaxed: a level
@@ -144,7 +152,7 @@ class page_cache {
   intrusive_list<page, &page::link> list_ FOREBAY_GUARDED_BY(list_lock_);  // new at the front
   std::uint64_t resident_ FOREBAY_GUARDED_BY(list_lock_) = 0;
 
-  std::atomic<std::uint32_t> dirty_{0};      // changed under the space's lock_, as are the next two
+  std::atomic<std::uint32_t> dirty_{0};  // changed under the space's lock_, as are the next two
   std::atomic<std::uint32_t> writeback_{0};
   std::atomic<std::uint32_t> errors_{0};
 

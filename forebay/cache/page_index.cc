@@ -36,8 +36,8 @@ page_index::page_index(slab_cache& nodes, arena& memory, std::uint64_t page_coun
 page_index::~page_index() { FOREBAY_ASSERT(size_ == 0); }
 
 page* page_index::lookup(std::uint64_t index) const noexcept {
-  // acquire, here and below: pairs with the release that publishes a node or frame, so its fields are seen as they were when
-  // it was put in.
+  // acquire, here and below: pairs with the release that publishes a node or frame, so its fields
+  // are seen as they were when it was put in.
   std::uint32_t entry = root_.load(std::memory_order_acquire);
   for (unsigned shift = root_shift_;; shift -= bits) {
     if ((entry & node_bit) == 0) return nullptr;
@@ -147,7 +147,8 @@ void page_index::clear_tag(std::uint64_t index, page_tag tag) noexcept {
   }
 }
 
-// Depth-first to the first slot at or after `from` that `occupied` (a mask of a node's slots) lets through.
+// Depth-first to the first slot at or after `from` that `occupied` (a mask of a node's slots) lets
+// through.
 template <typename Occupied>
 std::optional<page_index::found> page_index::search(std::uint64_t from, std::uint64_t end,
                                                     Occupied occupied) const noexcept {

@@ -1,17 +1,20 @@
-// The index of one address space: a radix tree from page number to frame, 64 slots a node, with tags.
+// The index of one address space: a radix tree from page number to frame, 64 slots a node, with
+// tags.
 //
 //   root ── node (shift 12) ── node (shift 6) ── node (shift 0) ── frame
 //
-// Slots are 32 bits: 0 is empty, the top bit set is another node (its slab handle), otherwise the number of a frame plus one. That
-// makes a node 5 cache lines, so the index costs about 5 bytes for a cached page where the pages lie together.
+// Slots are 32 bits: 0 is empty, the top bit set is another node (its slab handle), otherwise the
+// number of a frame plus one. That makes a node 5 cache lines, so the index costs about 5 bytes for
+// a cached page where the pages lie together.
 //
-// lookup() takes no lock and writes nothing. It is a guess: nodes come from a type-stable slab, so a reader that is overtaken by
-// an erase walks through nodes that are empty or serve elsewhere now, and ends at no frame or at a wrong one. The caller
-// takes a reference on the frame and then checks that the frame says it is the page that was looked for. A wrong "none"
-// is found out under the owner's lock, where the same lookup is exact.
+// lookup() takes no lock and writes nothing. It is a guess: nodes come from a type-stable slab, so
+// a reader that is overtaken by an erase walks through nodes that are empty or serve elsewhere now,
+// and ends at no frame or at a wrong one. The caller takes a reference on the frame and then checks
+// that the frame says it is the page that was looked for. A wrong "none" is found out under the
+// owner's lock, where the same lookup is exact.
 //
-// Tags mark leaves and, in each node above, whether anything below is marked (as in Linux's XArray), so the next marked page is
-// found in O(height).
+// Tags mark leaves and, in each node above, whether anything below is marked (as in Linux's
+// XArray), so the next marked page is found in O(height).
 //
 // Everything but lookup() is guarded by the owner's lock.
 #pragma once
@@ -41,7 +44,8 @@ class page_index {
   // The frame that is at `index`, or that was, or another one: see above. Any thread. O(log64 n).
   page* lookup(std::uint64_t index) const noexcept;
 
-  // Puts a frame at an empty place. ENOMEM when a node is needed and there is none: nothing has changed then.
+  // Puts a frame at an empty place. ENOMEM when a node is needed and there is none: nothing has
+  // changed then.
   result<> insert(std::uint64_t index, page& p) noexcept;
 
   // Empties a place that is taken, and its tags.
@@ -77,7 +81,8 @@ class page_index {
   void prune(node* n) noexcept;
 
   template <typename Occupied>
-  std::optional<found> search(std::uint64_t from, std::uint64_t end, Occupied occupied) const noexcept;
+  std::optional<found> search(std::uint64_t from, std::uint64_t end,
+                              Occupied occupied) const noexcept;
 
   slab_cache& nodes_;
   arena& arena_;

@@ -1,8 +1,9 @@
 // Locking a page and waiting for its state, across threads and coroutines.
 //
-// The lock is the bit page_locked of the frame. Waiters queue in a table hashed by frame, as Linux's page_waitqueue; the bit
-// page_waiters tells who clears a bit whether anybody may be there. Rule that keeps this free of deadlock: who holds a page
-// lock waits for nothing but that page's own I/O, never for memory, for another page's lock or for a dirty limit.
+// The lock is the bit page_locked of the frame. Waiters queue in a table hashed by frame, as
+// Linux's page_waitqueue; the bit page_waiters tells who clears a bit whether anybody may be there.
+// Rule that keeps this free of deadlock: who holds a page lock waits for nothing but that page's
+// own I/O, never for memory, for another page's lock or for a dirty limit.
 #pragma once
 
 #include "forebay/memory/page.h"
@@ -25,11 +26,12 @@ inline void clear_and_wake(page& p, std::uint32_t bits) noexcept {
 
 inline void unlock_page(page& p) noexcept { clear_and_wake(p, page_locked); }
 
-// co_await wait_until_clear(p, bits): suspends while any of the bits is set; a hint, look again. The caller holds a reference.
+// co_await wait_until_clear(p, bits): suspends while any of the bits is set; a hint, look again.
+// The caller holds a reference.
 inline auto wait_until_clear(page& p, std::uint32_t bits) noexcept {
   return page_wait_queue(p).wait_unless([&p, bits]() noexcept {
-    // The waiter counts itself before this runs (see wait_queue), so setting the bit first loses no wake-up: who clears
-    // page_waiters afterwards finds the waiter counted.
+    // The waiter counts itself before this runs (see wait_queue), so setting the bit first loses no
+    // wake-up: who clears page_waiters afterwards finds the waiter counted.
     return ((p.set(page_waiters) | page_waiters) & bits) == 0;
   });
 }

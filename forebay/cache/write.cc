@@ -9,8 +9,8 @@
 
 namespace forebay {
 
-// One attempt to write inside one page without waiting. `p` keeps the page that a wait is for; on anything but done nothing
-// has been written.
+// One attempt to write inside one page without waiting. `p` keeps the page that a wait is for; on
+// anything but done nothing has been written.
 address_space::step address_space::write_in_page(std::uint64_t index, std::size_t from,
                                                  std::span<const std::byte> data,
                                                  page_ref& p) noexcept {
@@ -23,9 +23,12 @@ address_space::step address_space::write_in_page(std::uint64_t index, std::size_
     if (outcome != add_outcome::added) {
       put_page(*frame);
       switch (outcome) {
-        case add_outcome::discarding: return step::discarding;
-        case add_outcome::no_memory: return step::no_memory;
-        default: return step::page_locked;  // somebody was quicker: his page will be found
+        case add_outcome::discarding:
+          return step::discarding;
+        case add_outcome::no_memory:
+          return step::no_memory;
+        default:
+          return step::page_locked;  // somebody was quicker: his page will be found
       }
     }
     p = page_ref::adopt(*frame);
@@ -51,7 +54,8 @@ address_space::step address_space::write_in_page(std::uint64_t index, std::size_
 address_space::step address_space::write_locked(page& p, std::size_t from,
                                                 std::span<const std::byte> data) noexcept {
   const std::size_t to = from + data.size();
-  const std::size_t valid = valid_bytes(p.index.load(std::memory_order_relaxed));  // relaxed: locked
+  const std::size_t valid =
+      valid_bytes(p.index.load(std::memory_order_relaxed));  // relaxed: locked
   if (!p.test(page_uptodate) && (from != 0 || to != valid)) {
     if (!create_empty_buffers(p, cache_.buffers(), device_, block_bytes_)) return step::no_memory;
     // Blocks that the write covers only in part must be valid first.
@@ -106,20 +110,26 @@ task<> address_space::write(std::uint64_t offset, std::span<const std::byte> dat
   co_return result<>{};
 }
 
-// Waits until the attempt that ended in `s` is worth making again. Holds at most the pin on the page it waits for.
+// Waits until the attempt that ended in `s` is worth making again. Holds at most the pin on the
+// page it waits for.
 task<> address_space::wait_for(step s, std::uint64_t index, std::size_t from, std::size_t to,
                                page_ref& p) {
   switch (s) {
-    case step::done: break;
+    case step::done:
+      break;
     case step::page_locked:
       if (p) co_await wait_until_clear(*p, page_locked);
       break;
-    case step::page_writeback: co_await wait_until_clear(*p, page_writeback); break;
+    case step::page_writeback:
+      co_await wait_until_clear(*p, page_writeback);
+      break;
     case step::no_memory:
       p.reset();
       if (!cache_.try_make_room()) co_await cache_.frames_available();
       break;
-    case step::discarding: co_await discard_over(index); break;
+    case step::discarding:
+      co_await discard_over(index);
+      break;
     case step::needs_read: {
       // The two edges; the blocks between them are about to be overwritten.
       result<> r;
@@ -133,7 +143,8 @@ task<> address_space::wait_for(step s, std::uint64_t index, std::size_t from, st
       cache_.count().throttled_writes.add();
       // Pages that cannot be written fill the limit: waiting would be for ever.
       if (cache_.error_pages() >= cache_.dirty_limit_pages() / 2) {
-        const std::int32_t e = error_.load(std::memory_order_relaxed);  // relaxed: says it all itself
+        const std::int32_t e =
+            error_.load(std::memory_order_relaxed);  // relaxed: says it all itself
         co_return fail(e != 0 ? -e : EIO);
       }
       // acquire: pairs with run_flusher. Without one the writer does the flusher's work.

@@ -1,4 +1,5 @@
-// Write-back of an address space: dirty pages to the device in block order, flush, and the background flusher.
+// Write-back of an address space: dirty pages to the device in block order, flush, and the
+// background flusher.
 
 #include <algorithm>
 #include <array>
@@ -9,8 +10,9 @@ namespace forebay {
 namespace {
 
 constexpr std::uint64_t flusher_period_ns = 1'000'000'000;
-constexpr std::uint64_t age_limit_ns = 5'000'000'000;      // dirty data is older than that only while it is being written
-constexpr std::uint64_t retry_pause_ns = 1'000'000'000;    // after a pass in which a write failed
+constexpr std::uint64_t age_limit_ns =
+    5'000'000'000;  // dirty data is older than that only while it is being written
+constexpr std::uint64_t retry_pause_ns = 1'000'000'000;  // after a pass in which a write failed
 
 }  // namespace
 
@@ -32,7 +34,8 @@ std::size_t address_space::collect(std::uint64_t& from, std::uint64_t end, page_
   return n;
 }
 
-// Dirty becomes writeback; the caller holds the page lock. False, and nothing changes, inside a range that is being discarded.
+// Dirty becomes writeback; the caller holds the page lock. False, and nothing changes, inside a
+// range that is being discarded.
 bool address_space::start_writeback(page& p) noexcept {
   const std::uint64_t index = p.index.load(std::memory_order_relaxed);  // relaxed: locked by us
   const scoped_lock hold(lock_);
@@ -160,8 +163,9 @@ task<> address_space::write_back_page(page& p, bio_batch& batch, std::uint64_t& 
   co_return result<>{};
 }
 
-// Writes the pages of [first, end) that are dirty, in block order, and waits for them. The value: how many it wrote. One sweep:
-// what is dirtied behind it is left for the next, so a busy writer cannot hold it up for ever. Error: the first failure.
+// Writes the pages of [first, end) that are dirty, in block order, and waits for them. The value:
+// how many it wrote. One sweep: what is dirtied behind it is left for the next, so a busy writer
+// cannot hold it up for ever. Error: the first failure.
 task<std::uint64_t> address_space::write_back(std::uint64_t first, std::uint64_t end,
                                               std::uint8_t flags) {
   bio_batch batch(*this, device_, bio_op::write, flags, &end_write);
@@ -196,9 +200,11 @@ task<> address_space::wait_for_writeback(std::uint64_t first, std::uint64_t end)
   co_return result<>{};
 }
 
-// What a flush has to report: the newest failure as long as there are pages that could not be written.
+// What a flush has to report: the newest failure as long as there are pages that could not be
+// written.
 result<> address_space::pending_error() const noexcept {
-  // relaxed: a page that failed before the flush looked has been counted by this or an ordered thread.
+  // relaxed: a page that failed before the flush looked has been counted by this or an ordered
+  // thread.
   if (error_pages_.load(std::memory_order_relaxed) == 0) return {};
   return fail(-error_.load(std::memory_order_relaxed));  // relaxed: see above
 }
@@ -257,7 +263,8 @@ task<> address_space::sync_range(std::uint64_t offset, std::uint64_t length) {
   const std::uint64_t end = page_of(offset + length - 1) + 1;
   const result<std::uint64_t> wrote = co_await write_back(first, end, bio_fua);
   if (!wrote) co_return fail(wrote.error());
-  // Every page went out with FUA by our own hand: durable. Otherwise somebody else wrote, or is writing, one of them.
+  // Every page went out with FUA by our own hand: durable. Otherwise somebody else wrote, or is
+  // writing, one of them.
   if (*wrote == end - first) co_return result<>{};
   const result<> waited = co_await wait_for_writeback(first, end);
   if (!waited) co_return fail(waited.error());
@@ -281,7 +288,8 @@ task<> address_space::run_flusher() {
   flusher_running_.store(true, std::memory_order_release);  // release: pairs with throttled writers
   // acquire, here and below: pairs with stop_flusher.
   while (!stopping_.load(std::memory_order_acquire)) {
-    flusher_idle_.store(true, std::memory_order_relaxed);  // relaxed: wait_unless orders it against the look
+    flusher_idle_.store(
+        true, std::memory_order_relaxed);  // relaxed: wait_unless orders it against the look
     co_await flusher_wanted_.wait_unless(
         [this]() noexcept {
           return stopping_.load(std::memory_order_acquire) || cache_.over_background_limit();
