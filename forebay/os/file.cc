@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <climits>
+#include <cstring>
 
 #ifndef STATX_DIOALIGN
 #define STATX_DIOALIGN 0x00002000U
@@ -32,9 +33,10 @@ dio_alignment query_dio_alignment(int fd) {
   if ((buffer.stx_mask & STATX_DIOALIGN) == 0) return {};
   // stx_dio_mem_align and stx_dio_offset_align follow stx_mnt_id at byte 0x98
   // (include/uapi/linux/stat.h).
-  const auto* words =
-      reinterpret_cast<const std::uint32_t*>(reinterpret_cast<const std::byte*>(&buffer) + 0x98);
-  return {words[0], words[1]};
+  dio_alignment found;
+  static_assert(sizeof found == 8 && sizeof buffer >= 0x98 + sizeof found);
+  std::memcpy(&found, reinterpret_cast<const std::byte*>(&buffer) + 0x98, sizeof found);
+  return found;
 }
 
 result<unique_fd> open_fd(const std::string& path, block_file::options opts, bool& direct) {
@@ -49,6 +51,12 @@ result<unique_fd> open_fd(const std::string& path, block_file::options opts, boo
   unique_fd fd(::open(path.c_str(), access));
   if (!fd) return fail_errno();
   return fd;
+}
+
+result<> check_kind(const struct stat& st) {
+  if (S_ISDIR(st.st_mode)) return fail(EISDIR);
+  if (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode)) return fail(errc::not_a_device);
+  return {};
 }
 
 result<> read_block_device_geometry(int fd, file_geometry& g) {
@@ -67,6 +75,8 @@ result<> read_block_device_geometry(int fd, file_geometry& g) {
 }
 
 result<> transfer(int fd, std::span<iovec> segments, std::uint64_t offset, bool write, int flags) {
+  // Empty segments at the front would end in a transfer of 0 bytes, as at the end of a file.
+  segments = advance_segments(segments, 0);
   while (!segments.empty()) {
     const int count = static_cast<int>(std::min<std::size_t>(segments.size(), IOV_MAX));
     const auto at = static_cast<off_t>(offset);
@@ -99,10 +109,11 @@ std::span<iovec> advance_segments(std::span<iovec> segments, std::size_t done_by
 }
 
 result<block_file> block_file::open(const std::string& path, options opts) {
+  // Looked at before it is opened, since opening a FIFO would wait; and after, for it may be
+  // another file by then.
   struct stat st{};
   if (::stat(path.c_str(), &st) != 0) return fail_errno();
-  if (S_ISDIR(st.st_mode)) return fail(EISDIR);
-  if (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode)) return fail(errc::not_a_device);
+  if (auto r = check_kind(st); !r) return fail(r.error());
 
   file_geometry g;
   auto fd = open_fd(path, opts, g.direct);
@@ -112,6 +123,7 @@ result<block_file> block_file::open(const std::string& path, options opts) {
     return fail_errno();
   }
   if (::fstat(fd->get(), &st) != 0) return fail_errno();
+  if (auto r = check_kind(st); !r) return fail(r.error());
 
   if (S_ISBLK(st.st_mode)) {
     if (auto r = read_block_device_geometry(fd->get(), g); !r) return fail(r.error());
@@ -146,8 +158,9 @@ result<> block_file::sync() const {
 result<> block_file::zero(std::uint64_t offset_bytes, std::uint64_t length_bytes,
                           zero_mode mode) const {
   const int how = mode == zero_mode::deallocate ? FALLOC_FL_PUNCH_HOLE : FALLOC_FL_ZERO_RANGE;
-  if (::fallocate(fd(), how | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(offset_bytes),
-                  static_cast<off_t>(length_bytes)) != 0) {
+  while (::fallocate(fd(), how | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(offset_bytes),
+                     static_cast<off_t>(length_bytes)) != 0) {
+    if (errno == EINTR) continue;
     return fail(errno == EOPNOTSUPP || errno == ENOSYS || errno == ENODEV ? ENOTSUP : errno);
   }
   return {};
@@ -157,17 +170,20 @@ result<file_extent> block_file::extent_at(std::uint64_t offset_bytes) const {
   const file_extent all_data{geometry_.size_bytes, false};
   if (geometry_.is_block_device) return all_data;
   const auto at = static_cast<off_t>(offset_bytes);
-  const off_t data = ::lseek(fd(), at, SEEK_DATA);
-  if (data < 0) {
-    if (errno == ENXIO)
-      return file_extent{geometry_.size_bytes, true};  // nothing but hole to the end
-    if (errno == EINVAL || errno == EOPNOTSUPP) return all_data;
-    return fail_errno();
+  const file_extent hole_to_end{geometry_.size_bytes, true};
+  for (;;) {
+    const off_t data = ::lseek(fd(), at, SEEK_DATA);
+    if (data < 0) {
+      if (errno == ENXIO) return hole_to_end;
+      if (errno == EINVAL || errno == EOPNOTSUPP) return all_data;
+      return fail_errno();
+    }
+    if (data > at) return file_extent{static_cast<std::uint64_t>(data), true};
+    const off_t hole = ::lseek(fd(), at, SEEK_HOLE);
+    if (hole < 0) return errno == ENXIO ? result<file_extent>(hole_to_end) : fail_errno();
+    if (hole > at) return file_extent{static_cast<std::uint64_t>(hole), false};
+    // The data became a hole between the two questions.
   }
-  if (data > at) return file_extent{static_cast<std::uint64_t>(data), true};
-  const off_t hole = ::lseek(fd(), at, SEEK_HOLE);
-  if (hole < 0) return fail_errno();
-  return file_extent{static_cast<std::uint64_t>(hole), false};
 }
 
 }  // namespace forebay

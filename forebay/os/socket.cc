@@ -11,6 +11,7 @@
 #include <charconv>
 #include <cstring>
 #include <memory>
+#include <string_view>
 
 namespace forebay {
 namespace {
@@ -20,6 +21,7 @@ constexpr int backlog = 256;
 result<sockaddr_un> unix_address(const std::string& path) {
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
+  if (path.empty()) return fail(EINVAL);  // would be an abstract address
   if (path.size() >= sizeof address.sun_path) return fail(ENAMETOOLONG);
   std::memcpy(address.sun_path, path.c_str(), path.size() + 1);
   return address;
@@ -45,9 +47,38 @@ result<address_list> resolve(const std::string& host, std::uint16_t port, bool p
   return address_list(found, &::freeaddrinfo);
 }
 
-bool somebody_listens(const sockaddr_un& address) {
+// Whether a process has the socket file open. Anything but a plain no is no reason to remove it.
+result<bool> somebody_listens(const sockaddr_un& address) {
   const unique_fd probe(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-  return ::connect(probe.get(), as_sockaddr(address), sizeof address) == 0 || errno == EAGAIN;
+  if (!probe) return fail_errno();
+  if (::connect(probe.get(), as_sockaddr(address), sizeof address) == 0) return true;
+  switch (errno) {
+    case EAGAIN:      // its backlog is full
+    case EPROTOTYPE:  // it is a datagram or packet socket
+      return true;
+    case ECONNREFUSED:
+    case ENOENT:  // gone meanwhile
+      return false;
+    default:
+      return fail_errno();
+  }
+}
+
+// RFC 3986, 2.1: everything but the unreserved characters and those of `keep`.
+std::string percent_encode(const std::string& text, std::string_view keep) {
+  constexpr std::string_view unreserved =
+      "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~";
+  constexpr std::string_view digits = "0123456789ABCDEF";
+  std::string out;
+  for (const char c : text) {
+    if (unreserved.find(c) != unreserved.npos || keep.find(c) != keep.npos) {
+      out += c;
+    } else {
+      const auto byte = static_cast<unsigned char>(c);
+      out += {'%', digits[byte >> 4], digits[byte & 15]};
+    }
+  }
+  return out;
 }
 
 result<unique_fd> listen_on(const addrinfo& a) {
@@ -68,9 +99,9 @@ result<endpoint> endpoint::parse_tcp(const std::string& text) {
   if (colon == std::string::npos) return fail(EINVAL);
   endpoint e;
   e.host = text.substr(0, colon);
-  if (e.host.size() >= 2 && e.host.front() == '[' && e.host.back() == ']') {
+  if (e.host.size() > 2 && e.host.front() == '[' && e.host.back() == ']') {
     e.host = e.host.substr(1, e.host.size() - 2);
-  } else if (e.host.find(':') != std::string::npos) {
+  } else if (e.host.find_first_of(":[]") != std::string::npos) {
     return fail(EINVAL);
   }
   const char* first = text.data() + colon + 1;
@@ -81,11 +112,13 @@ result<endpoint> endpoint::parse_tcp(const std::string& text) {
 }
 
 std::string endpoint::nbd_uri(const std::string& export_name) const {
-  if (is_unix()) return "nbd+unix:///" + export_name + "?socket=" + path;
+  const std::string file = percent_encode(export_name, "/");
+  if (is_unix()) return "nbd+unix:///" + file + "?socket=" + percent_encode(path, "/");
   const bool v6 = host.find(':') != std::string::npos;
-  const std::string name = host.empty() ? "localhost" : v6 ? "[" + host + "]" : host;
+  const std::string encoded = percent_encode(host, ":");
+  const std::string name = host.empty() ? "localhost" : v6 ? "[" + encoded + "]" : encoded;
   const std::string at = port == 10809 ? "" : ":" + std::to_string(port);
-  return "nbd://" + name + at + (export_name.empty() ? "" : "/" + export_name);
+  return "nbd://" + name + at + (file.empty() ? "" : "/" + file);
 }
 
 result<unique_fd> listen_unix(const std::string& path) {
@@ -96,8 +129,10 @@ result<unique_fd> listen_unix(const std::string& path) {
   struct stat st{};
   if (::lstat(path.c_str(), &st) == 0) {
     if (!S_ISSOCK(st.st_mode)) return fail(EEXIST);
-    if (somebody_listens(*address)) return fail(EADDRINUSE);
-    if (::unlink(path.c_str()) != 0) return fail_errno();
+    const auto live = somebody_listens(*address);
+    if (!live) return fail(live.error());
+    if (*live) return fail(EADDRINUSE);
+    if (::unlink(path.c_str()) != 0 && errno != ENOENT) return fail_errno();
   }
   if (::bind(fd.get(), as_sockaddr(*address), sizeof *address) != 0) return fail_errno();
   if (::listen(fd.get(), backlog) != 0) return fail_errno();
@@ -112,7 +147,7 @@ result<std::vector<unique_fd>> listen_tcp(const std::string& host, std::uint16_t
     auto fd = listen_on(*a);
     if (fd) {
       fds.push_back(std::move(*fd));
-    } else if (fd.error().value() != EAFNOSUPPORT) {
+    } else if (fd.error().value() != EAFNOSUPPORT && fd.error().value() != EADDRNOTAVAIL) {
       return fail(fd.error());
     }
   }

@@ -22,16 +22,18 @@ struct endpoint {
   // "HOST:PORT", "[V6ADDRESS]:PORT" or ":PORT" (every address). Error: EINVAL.
   static result<endpoint> parse_tcp(const std::string& text);
 
-  // The URI of an NBD export at this endpoint (NetworkBlockDevice/nbd doc/uri.md).
+  // The URI of an NBD export at this endpoint (NetworkBlockDevice/nbd doc/uri.md), escaped.
   std::string nbd_uri(const std::string& export_name) const;
 };
 
 // Listens on a unix socket. A socket file that nobody listens on any more is replaced. Errors:
-// ENAMETOOLONG; EADDRINUSE if a process listens there; EEXIST if the path is something else than a
-// socket; errno of bind(2).
+// EINVAL if the path is empty; ENAMETOOLONG; EADDRINUSE if a process listens there; EEXIST if the
+// path is something else than a socket; errno of socket(2), connect(2) and bind(2), with the file
+// untouched.
 result<unique_fd> listen_unix(const std::string& path);
 
-// Listens on every address that the host stands for. Errors: EADDRNOTAVAIL if the host is unknown;
+// Listens on every address that the host stands for and this machine has (where IPv6 is off, a
+// name may still stand for one). Errors: EADDRNOTAVAIL if that leaves none or the host is unknown;
 // errno of bind(2).
 result<std::vector<unique_fd>> listen_tcp(const std::string& host, std::uint16_t port);
 
