@@ -78,6 +78,7 @@ struct bio : completion {
     bio* upper = nullptr;
     device* worker = nullptr;
     std::uint64_t done_bytes = 0;
+    bool syncing = false;  // the transfer is over, what makes it durable is under way
     std::unique_ptr<std::vector<iovec>> remainder;
   };
   lower_operation lower;

@@ -10,17 +10,20 @@ namespace {
 
 bool is_transfer(const bio& b) noexcept { return b.op == bio_op::read || b.op == bio_op::write; }
 
+bool is_fua(const bio& b) noexcept { return b.op == bio_op::write && (b.flags & bio_fua) != 0; }
+
 zero_mode zero_mode_of(const bio& b) noexcept {
   return b.op == bio_op::write_zeroes && (b.flags & bio_no_unmap) != 0 ? zero_mode::keep_allocated
                                                                        : zero_mode::deallocate;
 }
 
-uring_submission transfer_of(const bio& b, int fd, std::span<const iovec> segments) noexcept {
+uring_submission transfer_of(const bio& b, int fd, std::span<const iovec> segments,
+                             bool dsync) noexcept {
   uring_submission s;
   const bool write = b.op == bio_op::write;
   s.fd = fd;
   s.offset_bytes = b.offset_bytes + b.lower.done_bytes;
-  s.flags = write && (b.flags & bio_fua) != 0 ? rwf_dsync : 0;
+  s.flags = dsync ? rwf_dsync : 0;
   if (segments.size() == 1) {
     s.opcode = write ? uring_opcode::write : uring_opcode::read;
     s.address = segments.front().iov_base;
@@ -61,6 +64,7 @@ void file_device::submit(bio& b) noexcept {
   b.lower.upper = &b;
   b.lower.worker = this;
   b.lower.done_bytes = 0;
+  b.lower.syncing = false;
   b.lower.run = [](completion& c) noexcept {
     auto& lower = static_cast<bio::lower_operation&>(c);
     static_cast<file_device*>(lower.worker)->ended(*lower.upper, c.status);
@@ -79,9 +83,14 @@ void file_device::start(loop& on, bio& b) noexcept {
   switch (b.op) {
     case bio_op::read:
     case bio_op::write:
+      if (b.lower.syncing) {
+        s.opcode = uring_opcode::fdatasync;
+        break;
+      }
       s = transfer_of(
           b, file_.fd(),
-          b.lower.remainder ? std::span<const iovec>(*b.lower.remainder) : b.used_segments());
+          b.lower.remainder ? std::span<const iovec>(*b.lower.remainder) : b.used_segments(),
+          is_fua(b) && limits_.direct);
       break;
     case bio_op::flush:
       s.opcode = uring_opcode::fdatasync;
@@ -102,9 +111,13 @@ void file_device::start(loop& on, bio& b) noexcept {
 void file_device::ended(bio& b, std::int32_t status) noexcept {
   loop& on = *loop::current();
   if (status == -EINTR || status == -EAGAIN) return start(on, b);
-  if (status < 0 || !is_transfer(b)) return finish(b, std::min(status, 0));
+  if (status < 0 || !is_transfer(b) || b.lower.syncing) return finish(b, std::min(status, 0));
   b.lower.done_bytes += static_cast<std::uint32_t>(status);
-  if (b.lower.done_bytes == b.length_bytes) return finish(b, 0);
+  if (b.lower.done_bytes == b.length_bytes) {
+    if (!is_fua(b) || limits_.direct) return finish(b, 0);
+    b.lower.syncing = true;
+    return start(on, b);
+  }
   // Nothing at all was moved: the end of the file, which lies inside the device's size only if
   // somebody shrank it.
   if (status == 0) return finish(b, -EIO);
@@ -131,10 +144,11 @@ void file_device::finish(bio& b, std::int32_t status) noexcept {
       (status == -EOPNOTSUPP || status == -ENOSYS || status == -ENODEV)) {
     status = -ENOTSUP;
   }
-  if (b.op == bio_op::flush && !limits_.direct) {
+  if ((b.op == bio_op::flush || b.lower.syncing) && !limits_.direct) {
     // relaxed: one word that says everything itself.
     if (status != 0) lost_sync_.store(status, std::memory_order_relaxed);
-    status = lost_sync_.load(std::memory_order_relaxed);  // relaxed: as above
+    // A write that has been synced is durable, whatever was lost before.
+    if (b.op == bio_op::flush) status = lost_sync_.load(std::memory_order_relaxed);  // relaxed
   }
   complete(b, status);
 }
@@ -145,9 +159,14 @@ result<> file_device::do_now(bio& b) noexcept {
   switch (b.op) {
     case bio_op::read:
       return file_.read(segments, b.offset_bytes);
-    case bio_op::write:
-      return file_.write(segments, b.offset_bytes,
-                         (b.flags & bio_fua) != 0 ? static_cast<int>(rwf_dsync) : 0);
+    case bio_op::write: {
+      const bool dsync = is_fua(b) && limits_.direct;
+      const result<> r =
+          file_.write(segments, b.offset_bytes, dsync ? static_cast<int>(rwf_dsync) : 0);
+      if (!r || !is_fua(b) || dsync) return r;
+      b.lower.syncing = true;
+      return file_.sync();
+    }
     case bio_op::flush:
       return file_.sync();
     case bio_op::discard:

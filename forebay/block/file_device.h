@@ -5,8 +5,10 @@
 // synchronous system call.
 //
 // After a failed fdatasync of a file that is not direct, the kernel has dropped the dirty pages it
-// could not write: no later success can be believed, so every later flush fails too. A direct file
-// has no such pages, its next flush is tried afresh.
+// could not write: no later success can be believed, so every later flush fails too. As the kernel
+// reports such a loss only once, to whichever sync comes next, an FUA write is there a write and
+// then a sync of its own, never RWF_DSYNC, which would leave open which of the two failed. A direct
+// file has no such pages, its next flush is tried afresh.
 #pragma once
 
 #include <atomic>
