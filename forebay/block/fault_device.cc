@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <memory>
 
+#include "forebay/base/cache_line.h"
+
 namespace forebay {
 
 // The end of a bio that is to arrive late.
@@ -57,6 +59,7 @@ void fault_device::store_front(bio& b, std::uint64_t bytes, std::int32_t error) 
   front->offset_bytes = b.offset_bytes;
   front->original = &b;
   front->error = error;
+  bytes = round_down(bytes, std::uint64_t{limits().logical_block_bytes});  // a device's least unit
   for (const iovec& s : b.used_segments()) {
     const std::uint64_t n = std::min<std::uint64_t>(s.iov_len, bytes - front->length_bytes);
     if (n == 0) break;

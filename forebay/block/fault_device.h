@@ -18,8 +18,8 @@ struct fault {
   std::uint64_t skip = 0;            // this many matching bios pass first
   std::uint64_t count = UINT64_MAX;  // then so many fail; afterwards the fault is over
   std::int32_t error = 5;            // errno that they fail with
-  std::optional<std::uint64_t>
-      partial_bytes;           // a write stores so many bytes of its front before it fails
+  // A write stores the whole blocks of so many bytes of its front before it fails.
+  std::optional<std::uint64_t> partial_bytes{};
   std::uint64_t delay_ns = 0;  // a failure that stores nothing arrives so much later
 };
 
