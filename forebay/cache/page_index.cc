@@ -1,5 +1,6 @@
 #include "forebay/cache/page_index.h"
 
+#include <algorithm>
 #include <array>
 #include <bit>
 #include <new>
@@ -152,6 +153,8 @@ void page_index::clear_tag(std::uint64_t index, page_tag tag) noexcept {
 template <typename Occupied>
 std::optional<page_index::found> page_index::search(std::uint64_t from, std::uint64_t end,
                                                     Occupied occupied) const noexcept {
+  // Slots are the low bits of a number: past what the root reaches they would begin again at 0.
+  end = std::min(end, std::uint64_t{fanout} << root_shift_);
   while (from < end) {
     std::uint32_t entry = root_.load(std::memory_order_relaxed);  // relaxed: under the owner's lock
     if (entry == 0) return std::nullopt;
