@@ -37,4 +37,21 @@ result<unique_fd> make_signal_fd(std::initializer_list<int> signals) {
   return fd;
 }
 
+result<int> wait_for_signal(int signal_fd) {
+  signalfd_siginfo info{};
+  for (;;) {
+    const ssize_t n = ::read(signal_fd, &info, sizeof info);
+    if (n == static_cast<ssize_t>(sizeof info)) return static_cast<int>(info.ssi_signo);
+    if (n >= 0) return fail(EIO);
+    if (errno != EINTR) return fail_errno();
+  }
+}
+
+void unblock_signals(std::initializer_list<int> signals) noexcept {
+  sigset_t set;
+  sigemptyset(&set);
+  for (const int s : signals) sigaddset(&set, s);
+  pthread_sigmask(SIG_UNBLOCK, &set, nullptr);
+}
+
 }  // namespace forebay

@@ -38,4 +38,10 @@ void signal_event_fd(int fd) noexcept;
 // them as signalfd_siginfo records (128 bytes each).
 result<unique_fd> make_signal_fd(std::initializer_list<int> signals);
 
+// Waits for one of its signals and returns its number.
+result<int> wait_for_signal(int signal_fd);
+
+// Lets `signals` act on the calling thread again as they do by default.
+void unblock_signals(std::initializer_list<int> signals) noexcept;
+
 }  // namespace forebay

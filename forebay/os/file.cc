@@ -115,6 +115,9 @@ result<block_file> block_file::open(const std::string& path, options opts) {
   if (::stat(path.c_str(), &st) != 0) return fail_errno();
   if (auto r = check_kind(st); !r) return fail(r.error());
 
+  // Nobody may write to it, which a privileged process would only find out by having done so.
+  if (!opts.read_only && S_ISREG(st.st_mode) && (st.st_mode & 0222) == 0) return fail(EACCES);
+
   file_geometry g;
   auto fd = open_fd(path, opts, g.direct);
   if (!fd) return fail(fd.error());

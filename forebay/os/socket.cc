@@ -11,6 +11,7 @@
 #include <charconv>
 #include <cstring>
 #include <memory>
+#include <new>
 #include <string_view>
 
 namespace forebay {
@@ -202,6 +203,19 @@ void set_no_delay(int fd) noexcept {
 }
 
 void shutdown_socket(int fd) noexcept { ::shutdown(fd, SHUT_RDWR); }
+
+void shutdown_receiving(int fd) noexcept { ::shutdown(fd, SHUT_RD); }
+
+message_header::message_header() noexcept {
+  static_assert(sizeof(msghdr) == sizeof(storage_) && alignof(msghdr) <= alignof(storage));
+  new (&storage_) msghdr{};
+}
+
+void message_header::set(std::span<iovec> segments) noexcept {
+  auto* header = std::launder(reinterpret_cast<msghdr*>(&storage_));
+  header->msg_iov = segments.data();
+  header->msg_iovlen = segments.size();
+}
 
 void remove_socket_file(const std::string& path) noexcept { ::unlink(path.c_str()); }
 

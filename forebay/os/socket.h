@@ -1,6 +1,8 @@
 // Stream sockets: listening, connecting, and the addresses of both.
 #pragma once
 
+#include <sys/uio.h>
+
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -49,6 +51,23 @@ void set_no_delay(int fd) noexcept;
 
 // Both directions end; a reader wakes up with end of stream.
 void shutdown_socket(int fd) noexcept;
+
+// Nothing more is received: a reader sees the end of the stream. Sending goes on.
+void shutdown_receiving(int fd) noexcept;
+
+// The header of a gathered send (struct msghdr), which must stay where it is until the send has
+// ended.
+class message_header {
+ public:
+  message_header() noexcept;
+  void set(std::span<iovec> segments) noexcept;
+  const void* get() const noexcept { return &storage_; }
+
+ private:
+  struct alignas(8) storage {
+    std::byte bytes[56];
+  } storage_;
+};
 
 // Removes a unix socket's file; an error is of no consequence.
 void remove_socket_file(const std::string& path) noexcept;

@@ -45,6 +45,8 @@ class loop final : public executor {
     return await_completion([s](completion& done) noexcept { loop::current()->submit(s, done); });
   }
 
+  using executor::cancel;  // of a timer
+
   // Asks the kernel to give up the operation that ends in `target`, which then ends with -ECANCELED
   // or what it had reached.
   void cancel(completion& target) noexcept;

@@ -1,0 +1,159 @@
+// Commands that may have to wait, each as a task of its own.
+
+#include <algorithm>
+#include <array>
+
+#include "forebay/os/socket.h"
+#include "forebay/serve/connection.h"
+
+namespace forebay {
+namespace {
+
+constexpr std::size_t read_pages_max = 256;  // pinned at a time for one read
+constexpr std::size_t status_extents_max = 1024;
+
+}  // namespace
+
+task<> connection::run_command(nbd::request r) {
+  if (r.what() == nbd::command::read && r.length != 0) {
+    co_await do_read(r);
+  } else if (r.what() == nbd::command::block_status && r.length != 0) {
+    co_await do_block_status(r);
+  } else {
+    const result<> done = co_await do_command(r);
+    while (gate_closed_) co_await gate();
+    reply(r, done ? std::error_code{} : done.error());
+  }
+  task_done();
+  co_return result<>{};
+}
+
+task<> connection::do_command(const nbd::request& r) {
+  address_space& space = session_.exported->space();
+  if (r.what() == nbd::command::flush) co_return co_await space.flush();
+  if (r.length == 0) co_return result<>{};
+  switch (r.what()) {
+    case nbd::command::trim: {
+      const result<> trimmed = co_await space.discard(r.offset, r.length);
+      if (!trimmed || !must_sync(r)) co_return trimmed;
+      co_return co_await space.flush();
+    }
+    case nbd::command::write_zeroes:
+      co_return co_await do_write_zeroes(r);
+    case nbd::command::cache:
+      co_return co_await space.prefetch(r.offset, r.length);
+    default:
+      co_return fail(EINVAL);
+  }
+}
+
+task<> connection::do_write_zeroes(const nbd::request& r) {
+  address_space& space = session_.exported->space();
+  const address_space::zero_options how{
+      .keep_allocated = (r.flags & nbd::flag_no_hole) != 0,
+      .only_fast = (r.flags & nbd::flag_fast_zero) != 0,
+  };
+  const result<> zeroed = co_await space.write_zeroes(r.offset, r.length, how);
+  if (!zeroed || !must_sync(r)) co_return zeroed;
+  // The device has zeroed the middle by itself: durable only with a flush.
+  co_return co_await space.flush();
+}
+
+// Waits until so many more pages may be pinned for replies. Who holds the gate does not wait for
+// those behind it.
+task<> connection::reserve_pins(std::size_t pages, bool gate_is_mine) {
+  const auto fits = [this, pages, gate_is_mine]() noexcept {
+    const std::size_t taken = out_.pinned_pages() + (gate_is_mine ? 0 : reserved_pins_);
+    return taken == 0 || out_.broken() || taken + pages <= host_.pin_allowance();
+  };
+  while (!fits()) {
+    out_.kick();
+    co_await out_.progress().wait_unless(fits);
+  }
+  reserved_pins_ += pages;
+  co_return result<>{};
+}
+
+task<> connection::do_read(nbd::request r) {
+  address_space& space = session_.exported->space();
+  // One header for all of the data, which then must follow without a gap.
+  const bool whole = !session_.structured || (r.flags & nbd::flag_df) != 0;
+  std::array<page_ref, read_pages_max> pins;
+  std::error_code error;
+  std::uint64_t at = r.offset;
+  bool gate_is_mine = false;
+  if (whole && r.length > read_pages_max * page_bytes) {
+    // Errors can be told only before the header: meet them now.
+    const result<> fetched = co_await space.prefetch(r.offset, r.length);
+    if (!fetched) error = fetched.error();
+  }
+  while (at < r.end() && !error && !out_.broken()) {
+    const std::uint64_t pages_left = ((r.end() - 1) >> page_shift) - (at >> page_shift) + 1;
+    const std::size_t pages =
+        std::min({pages_left, std::uint64_t{read_pages_max}, std::uint64_t{host_.pin_allowance()}});
+    co_await reserve_pins(pages, gate_is_mine);
+    const std::uint64_t want = std::min(r.end() - at, pages * page_bytes - at % page_bytes);
+    const result<std::size_t> pinned = co_await space.pin(at, want, {pins.data(), pages});
+    if (!gate_is_mine) {
+      while (gate_closed_) co_await gate();
+    }
+    reserved_pins_ -= pages;
+    if (!pinned) {
+      error = pinned.error();
+      break;
+    }
+    const std::uint64_t bytes = std::min(want, *pinned * page_bytes - at % page_bytes);
+    const bool last = at + bytes == r.end();
+    const std::span<page_ref> got(pins.data(), *pinned);
+    if (whole) {
+      if (at == r.offset) reply_whole_header(r);
+      if (!last) gate_closed_ = gate_is_mine = true;
+      out_.append_pages(got, at % page_bytes, bytes);
+      if (last) account(r, false);
+    } else {
+      reply_pages(r, at, bytes, got, last);
+    }
+    out_.kick();
+    at += bytes;
+  }
+  if (gate_is_mine) {
+    gate_closed_ = false;
+    gate_opened_.wake_all();
+  }
+  out_.progress().wake_all();  // pins that were reserved and not used
+  if (!error) co_return result<>{};
+  if (whole && at != r.offset) {
+    // Data was promised that cannot be had, and there is no way to say so but to leave.
+    account(r, true);
+    shutdown_socket(socket_.get());
+    co_return result<>{};
+  }
+  while (gate_closed_) co_await gate();
+  reply(r, error);
+  co_return result<>{};
+}
+
+task<> connection::do_block_status(nbd::request r) {
+  const std::size_t most = (r.flags & nbd::flag_req_one) != 0 ? 1 : status_extents_max;
+  const auto extents = session_.exported->space().extents(r.offset, r.length, most);
+  while (gate_closed_) co_await gate();
+  if (!extents) {
+    reply(r, extents.error());
+    co_return result<>{};
+  }
+  reply_chunk(r, nbd::chunk::block_status, static_cast<std::uint32_t>(4 + extents->size() * 8),
+              true);
+  nbd::message<4> context;
+  context.put(nbd::base_allocation_id);
+  out_.append(context.data(), context.size());
+  for (const address_space::extent& e : *extents) {
+    nbd::message<8> m;
+    m.put(static_cast<std::uint32_t>(e.length_bytes))
+        .put(e.hole ? std::uint32_t{nbd::status_hole | nbd::status_zero} : 0u);
+    out_.append(m.data(), m.size());
+  }
+  account(r, false);
+  co_return result<>{};
+}
+
+}  // namespace forebay

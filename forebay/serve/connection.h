@@ -1,0 +1,141 @@
+// One client: handshake, then requests until it leaves.
+//
+//   recv ──> receive_buffer ──> parse ──┬─ hit, or write that fits ──> reply at once ──┐
+//                                       └─ anything that waits ──> a task of its own ──┴─>
+//                                       reply_queue ──> sendmsg
+//
+// Requests that the cache can serve are answered where they are parsed, so a batch of them costs
+// one recv and one sendmsg. Everything else runs as a task; replies go out in the order in which
+// they are ready.
+//
+// Bounds: `max_tasks` requests under way; copies of write payload that waits within the service's
+// budget; pages pinned for replies within the share that the service gives a connection. At a bound
+// the connection is not read from until there is room: back-pressure.
+//
+// One thread, the loop's that it was accepted for.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "forebay/serve/export.h"
+#include "forebay/serve/receive_buffer.h"
+#include "forebay/serve/reply_queue.h"
+
+namespace forebay {
+
+// What a connection needs of the server.
+class connection_host {
+ public:
+  virtual ~connection_host() = default;
+
+  // The export of that name ("" is the first one), null if there is none.
+  virtual nbd_export* find_export(const std::string& name) noexcept = 0;
+  virtual std::vector<nbd_export*> exports() = 0;
+
+  // The server's statistics as JSON text.
+  virtual std::string statistics_text() = 0;
+
+  // Pages that a connection may pin for replies at present; at least 1. Any thread.
+  virtual std::size_t pin_allowance() const noexcept = 0;
+
+  // Takes `bytes` of the budget for waiting payload; false if it is used up. Any thread.
+  virtual bool take_payload_budget(std::size_t bytes) noexcept = 0;
+  virtual void return_payload_budget(std::size_t bytes) noexcept = 0;
+};
+
+class connection {
+ public:
+  connection(connection_host& host, loop& on, unique_fd socket);
+  ~connection();
+  connection(const connection&) = delete;
+  connection& operator=(const connection&) = delete;
+
+  // Serves the client to its end. Never fails: what goes wrong ends the connection.
+  task<> run();
+
+  // No more requests are read; those under way are answered.
+  void stop() noexcept;
+
+  // Ends it now: what has not been sent is lost.
+  void abandon() noexcept;
+
+  list_node link;  // of the worker's connections
+
+ private:
+  static constexpr std::size_t max_tasks = 128;
+  static constexpr std::uint64_t handshake_timeout_ns = 30'000'000'000;
+
+  // What the handshake has settled.
+  struct session {
+    nbd_export* exported = nullptr;
+    bool no_zeroes = false;
+    bool structured = false;
+    bool knows_block_size = false;        // has asked for it, so it must keep to it
+    nbd_export* allocation_of = nullptr;  // base:allocation was selected for this export
+  };
+
+  // handshake.cc
+  task<> handshake();
+  task<bool> handle_option(nbd::option which, std::uint32_t length);
+  task<bool> option_export_name(std::uint32_t length);
+  bool option_go(nbd::option which, std::span<const std::byte> data);
+  void option_list(std::span<const std::byte> data);
+  void option_meta_context(nbd::option which, std::span<const std::byte> data);
+  void option_statistics();
+  void reply_option(nbd::option which, nbd::option_reply type, std::string_view payload = {});
+  void send_export_info(nbd::option which, nbd_export& e, std::span<const std::byte> wanted);
+
+  // transmission.cc
+  task<> transmit();
+  task<> dispatch(nbd::request r);
+  int validate(const nbd::request& r) const noexcept;
+  bool read_at_once(const nbd::request& r);
+  bool write_at_once(const nbd::request& r);
+  task<> receive_write(nbd::request r);
+  task<std::error_code> write_streamed(const nbd::request& r);
+  task<> write_waiting(nbd::request r, std::byte* copy, std::size_t done);
+  task<> finish_write(nbd::request r, std::error_code error);
+  bool must_sync(const nbd::request& r) const noexcept;
+  bool spawn(task<> work);
+  void task_done() noexcept;
+  auto gate() noexcept {
+    return gate_opened_.wait_unless([this]() noexcept { return !gate_closed_; });
+  }
+
+  // commands.cc
+  task<> run_command(nbd::request r);
+  task<> do_command(const nbd::request& r);
+  task<> do_read(nbd::request r);
+  task<> do_write_zeroes(const nbd::request& r);
+  task<> do_block_status(nbd::request r);
+  task<> reserve_pins(std::size_t pages, bool gate_is_mine);
+
+  // reply.cc
+  void reply(const nbd::request& r, std::error_code error);
+  void reply_pages(const nbd::request& r, std::uint64_t offset, std::size_t bytes,
+                   std::span<page_ref> pins, bool last);
+  void reply_chunk(const nbd::request& r, nbd::chunk type, std::uint32_t length, bool last);
+  void reply_whole_header(const nbd::request& r);
+  void account(const nbd::request& r, bool failed) noexcept;
+
+  connection_host& host_;
+  loop& loop_;
+  unique_fd socket_;
+  receive_buffer in_;
+  reply_queue out_;
+  session session_;
+  task_group tasks_;
+  wait_queue task_ended_;
+  std::size_t reserved_pins_ = 0;  // promised to reads that have not pinned yet
+  // Closed while a reply of several parts that must not be mixed with others (the data of a simple
+  // reply) is being appended; everybody else waits at it before he appends.
+  bool gate_closed_ = false;
+  wait_queue gate_opened_;
+  bool stopping_ = false;
+  std::uint64_t arrived_ns_ = 0;  // when the requests that are being parsed had come in
+};
+
+}  // namespace forebay

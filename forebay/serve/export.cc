@@ -1,0 +1,32 @@
+#include "forebay/serve/export.h"
+
+#include <algorithm>
+#include <bit>
+
+namespace forebay {
+
+nbd_export::nbd_export(std::unique_ptr<device> dev, page_cache& cache, export_options opts)
+    : options_(std::move(opts)), device_(std::move(dev)) {
+  const std::uint32_t block =
+      std::max({512u, options_.min_block_bytes, device_->limits().logical_block_bytes});
+  space_ = std::make_unique<address_space>(cache, *device_,
+                                           address_space::options{.block_bytes = block});
+}
+
+std::uint32_t nbd_export::preferred_block_bytes() const noexcept {
+  return std::bit_ceil(std::clamp(device_->limits().physical_block_bytes, 4096u, 65536u));
+}
+
+std::uint16_t nbd_export::transmission_flags() const noexcept {
+  // One cache serves every connection, so a flush on one covers what was acknowledged on all.
+  std::uint16_t flags = nbd::has_flags | nbd::send_flush | nbd::send_fua | nbd::send_df |
+                        nbd::can_multi_conn | nbd::send_cache;
+  if (is_read_only()) {
+    flags |= nbd::read_only;
+  } else {
+    flags |= nbd::send_trim | nbd::send_write_zeroes | nbd::send_fast_zero;
+  }
+  return flags;
+}
+
+}  // namespace forebay

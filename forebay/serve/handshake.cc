@@ -1,0 +1,275 @@
+// The handshake phase: fixed newstyle negotiation (doc/proto.md, "Handshake").
+
+#include <algorithm>
+#include <string_view>
+
+#include "forebay/serve/connection.h"
+
+namespace forebay {
+namespace {
+
+std::string_view text_of(std::span<const std::byte> data) noexcept {
+  return {reinterpret_cast<const char*>(data.data()), data.size()};
+}
+
+const std::byte* bytes_of(std::string_view s) noexcept {
+  return reinterpret_cast<const std::byte*>(s.data());
+}
+
+template <std::unsigned_integral T>
+void append(std::string& s, T v) {
+  std::byte raw[sizeof v];
+  nbd::store(raw, v);
+  s.append(reinterpret_cast<const char*>(raw), sizeof raw);
+}
+
+// Takes integers and strings off the front of an option's data; once something is missing
+// everything is.
+class option_reader {
+ public:
+  explicit option_reader(std::span<const std::byte> data) noexcept : left_(data) {}
+
+  template <std::unsigned_integral T>
+  T take() noexcept {
+    if (left_.size() < sizeof(T)) {
+      good_ = false;
+      left_ = {};
+      return 0;
+    }
+    const T v = nbd::load<T>(left_.data());
+    left_ = left_.subspan(sizeof(T));
+    return v;
+  }
+
+  std::string_view take_text(std::size_t bytes) noexcept {
+    if (bytes > nbd::max_string_bytes || left_.size() < bytes) {
+      good_ = false;
+      left_ = {};
+      return {};
+    }
+    const auto s = text_of(left_.first(bytes));
+    left_ = left_.subspan(bytes);
+    return s;
+  }
+
+  bool good() const noexcept { return good_; }
+  bool at_end() const noexcept { return good_ && left_.empty(); }
+  std::span<const std::byte> left() const noexcept { return left_; }
+
+ private:
+  std::span<const std::byte> left_;
+  bool good_ = true;
+};
+
+// Whether a query of NBD_OPT_LIST_META_CONTEXT or NBD_OPT_SET_META_CONTEXT selects base:allocation.
+bool selects_allocation(std::string_view query, bool listing) noexcept {
+  return query == nbd::base_allocation || (listing && query == "base:");
+}
+
+}  // namespace
+
+void connection::reply_option(nbd::option which, nbd::option_reply type, std::string_view payload) {
+  nbd::message<20> m;
+  m.put(nbd::option_reply_magic)
+      .put(static_cast<std::uint32_t>(which))
+      .put(static_cast<std::uint32_t>(type))
+      .put(static_cast<std::uint32_t>(payload.size()));
+  out_.append(m.data(), m.size());
+  out_.append(bytes_of(payload), payload.size());
+  out_.kick();
+}
+
+// Ends well when the client has entered the transmission phase.
+task<> connection::handshake() {
+  nbd::message<18> greeting;
+  greeting.put(nbd::init_magic)
+      .put(nbd::option_magic)
+      .put(static_cast<std::uint16_t>(nbd::fixed_newstyle | nbd::no_zeroes));
+  out_.append(greeting.data(), greeting.size());
+  out_.kick();
+
+  result<> r = co_await in_.fill(4);
+  if (!r) co_return r;
+  const auto flags = nbd::load<std::uint32_t>(in_.available().data());
+  in_.consume(4);
+  if ((flags & ~std::uint32_t{nbd::fixed_newstyle | nbd::no_zeroes}) != 0) {
+    co_return fail(errc::protocol);
+  }
+  session_.no_zeroes = (flags & nbd::no_zeroes) != 0;
+
+  while (session_.exported == nullptr) {
+    r = co_await in_.fill(16);
+    if (!r) co_return r;
+    const std::byte* at = in_.available().data();
+    if (nbd::load<std::uint64_t>(at) != nbd::option_magic) co_return fail(errc::protocol);
+    const auto which = static_cast<nbd::option>(nbd::load<std::uint32_t>(at + 8));
+    const auto length = nbd::load<std::uint32_t>(at + 12);
+    in_.consume(16);
+    const result<bool> goes_on = co_await handle_option(which, length);
+    if (!goes_on) co_return fail(goes_on.error());
+    if (!*goes_on) co_return fail(errc::end_of_stream);
+  }
+  co_return result<>{};
+}
+
+// One option. False when the client has said goodbye.
+task<bool> connection::handle_option(nbd::option which, std::uint32_t length) {
+  if (which == nbd::option::export_name) co_return co_await option_export_name(length);
+  if (length > nbd::max_option_bytes) {
+    if (length > nbd::max_payload_bytes) co_return fail(errc::protocol);
+    const result<> skipped = co_await in_.skip(length);
+    if (!skipped) co_return fail(skipped.error());
+    reply_option(which, nbd::option_reply::error_too_big);
+    co_return true;
+  }
+  const result<> r = co_await in_.fill(length);
+  if (!r) co_return fail(r.error());
+  const std::span<const std::byte> data = in_.available().first(length);
+  bool goes_on = true;
+  switch (which) {
+    case nbd::option::abort:
+      reply_option(which, nbd::option_reply::ack);
+      goes_on = false;
+      break;
+    case nbd::option::list:
+      option_list(data);
+      break;
+    case nbd::option::info:
+    case nbd::option::go:
+      if (option_go(which, data)) out_.kick();
+      break;
+    case nbd::option::structured_reply:
+      if (length != 0) {
+        reply_option(which, nbd::option_reply::error_invalid);
+      } else {
+        session_.structured = true;
+        reply_option(which, nbd::option_reply::ack);
+      }
+      break;
+    case nbd::option::list_meta_context:
+    case nbd::option::set_meta_context:
+      option_meta_context(which, data);
+      break;
+    case nbd::option::statistics:
+      option_statistics();
+      break;
+    default:
+      reply_option(which, nbd::option_reply::error_unsupported);
+      break;
+  }
+  in_.consume(length);
+  co_return goes_on;
+}
+
+// The old way in, which has no reply for an error: the connection just ends.
+task<bool> connection::option_export_name(std::uint32_t length) {
+  if (length > nbd::max_string_bytes) co_return fail(errc::protocol);
+  const result<> r = co_await in_.fill(length);
+  if (!r) co_return fail(r.error());
+  nbd_export* e = host_.find_export(std::string(text_of(in_.available().first(length))));
+  in_.consume(length);
+  if (e == nullptr) co_return fail(errc::protocol);
+  nbd::message<10> m;
+  m.put(e->size_bytes()).put(e->transmission_flags());
+  out_.append(m.data(), m.size());
+  if (!session_.no_zeroes) {
+    constexpr std::array<std::byte, 124> zeroes{};
+    out_.append(zeroes.data(), zeroes.size());
+  }
+  out_.kick();
+  session_.exported = e;
+  co_return true;
+}
+
+void connection::option_list(std::span<const std::byte> data) {
+  if (!data.empty()) return reply_option(nbd::option::list, nbd::option_reply::error_invalid);
+  for (nbd_export* e : host_.exports()) {
+    std::string payload;
+    append(payload, static_cast<std::uint32_t>(e->name().size()));
+    payload += e->name();
+    payload += e->options().description;
+    reply_option(nbd::option::list, nbd::option_reply::server, payload);
+  }
+  reply_option(nbd::option::list, nbd::option_reply::ack);
+}
+
+void connection::send_export_info(nbd::option which, nbd_export& e,
+                                  std::span<const std::byte> wanted) {
+  std::string payload;
+  append(payload, static_cast<std::uint16_t>(nbd::info::export_info));
+  append(payload, e.size_bytes());
+  append(payload, e.transmission_flags());
+  reply_option(which, nbd::option_reply::info, payload);
+
+  payload.clear();
+  append(payload, static_cast<std::uint16_t>(nbd::info::block_size));
+  append(payload, e.options().min_block_bytes);
+  append(payload, e.preferred_block_bytes());
+  append(payload, nbd::max_payload_bytes);
+  reply_option(which, nbd::option_reply::info, payload);
+
+  for (; wanted.size() >= 2; wanted = wanted.subspan(2)) {
+    const auto type = static_cast<nbd::info>(nbd::load<std::uint16_t>(wanted.data()));
+    if (type != nbd::info::name && type != nbd::info::description) continue;
+    payload.clear();
+    append(payload, static_cast<std::uint16_t>(type));
+    payload += type == nbd::info::name ? e.name() : e.options().description;
+    reply_option(which, nbd::option_reply::info, payload);
+  }
+}
+
+// INFO and GO. True if the export was found; GO then enters the transmission phase.
+bool connection::option_go(nbd::option which, std::span<const std::byte> data) {
+  option_reader in(data);
+  const std::string name(in.take_text(in.take<std::uint32_t>()));
+  const auto count = in.take<std::uint16_t>();
+  if (!in.good() || in.left().size() != std::size_t{count} * 2) {
+    reply_option(which, nbd::option_reply::error_invalid);
+    return false;
+  }
+  nbd_export* e = host_.find_export(name);
+  if (e == nullptr) {
+    reply_option(which, nbd::option_reply::error_unknown, "no export of that name");
+    return false;
+  }
+  for (auto wanted = in.left(); !wanted.empty(); wanted = wanted.subspan(2)) {
+    if (nbd::load<std::uint16_t>(wanted.data()) ==
+        static_cast<std::uint16_t>(nbd::info::block_size)) {
+      session_.knows_block_size = true;
+    }
+  }
+  send_export_info(which, *e, in.left());
+  reply_option(which, nbd::option_reply::ack);
+  if (which == nbd::option::go) session_.exported = e;
+  return true;
+}
+
+void connection::option_meta_context(nbd::option which, std::span<const std::byte> data) {
+  const bool listing = which == nbd::option::list_meta_context;
+  if (!session_.structured) return reply_option(which, nbd::option_reply::error_invalid);
+  option_reader in(data);
+  const std::string name(in.take_text(in.take<std::uint32_t>()));
+  const auto count = in.take<std::uint32_t>();
+  bool selected = listing && count == 0;
+  for (std::uint32_t i = 0; i < count && in.good(); ++i) {
+    selected = selects_allocation(in.take_text(in.take<std::uint32_t>()), listing) || selected;
+  }
+  if (!in.at_end()) return reply_option(which, nbd::option_reply::error_invalid);
+  nbd_export* e = host_.find_export(name);
+  if (e == nullptr) return reply_option(which, nbd::option_reply::error_unknown);
+  if (!listing) session_.allocation_of = selected ? e : nullptr;
+  if (selected) {
+    std::string payload;
+    append(payload, listing ? 0u : nbd::base_allocation_id);
+    payload += nbd::base_allocation;
+    reply_option(which, nbd::option_reply::meta_context, payload);
+  }
+  reply_option(which, nbd::option_reply::ack);
+}
+
+void connection::option_statistics() {
+  reply_option(nbd::option::statistics, nbd::option_reply::statistics, host_.statistics_text());
+  reply_option(nbd::option::statistics, nbd::option_reply::ack);
+}
+
+}  // namespace forebay

@@ -1,0 +1,189 @@
+#include "forebay/serve/server.h"
+
+#include <algorithm>
+
+#include "forebay/serve/worker.h"
+
+namespace forebay {
+namespace {
+
+constexpr unsigned max_threads = 64;
+constexpr std::uint64_t drain_grace_ns = 5'000'000'000;
+constexpr std::uint64_t accept_pause_ns =
+    100'000'000;  // after an error of accept, such as no free descriptors
+constexpr std::size_t pin_share =
+    4;  // replies may pin a quarter of the cache, all clients together
+constexpr std::size_t pin_max_pages = 256;
+
+}  // namespace
+
+result<std::unique_ptr<server>> server::create(const server_options& opts, memory_source& source) {
+  if (opts.threads == 0 || opts.threads > max_threads) return fail(EINVAL);
+  auto cache =
+      page_cache::create({.bytes = opts.cache_bytes, .huge_pages = opts.huge_pages}, source);
+  if (!cache) return fail(cache.error());
+  return std::unique_ptr<server>(new server(opts, std::move(*cache)));
+}
+
+server::server(const server_options& opts, std::unique_ptr<page_cache> cache)
+    : options_(opts), cache_(std::move(cache)) {}
+
+server::~server() { FOREBAY_ASSERT(workers_.empty()); }
+
+result<> server::add_export(std::unique_ptr<device> dev, export_options opts) {
+  const bool taken = std::any_of(exports_.begin(), exports_.end(),
+                                 [&](const auto& e) { return e->name() == opts.name; });
+  if (taken) return fail(EEXIST);
+  exports_.push_back(std::make_unique<nbd_export>(std::move(dev), *cache_, std::move(opts)));
+  return {};
+}
+
+void server::add_listener(unique_fd socket) { listeners_.push_back(std::move(socket)); }
+
+result<> server::start() {
+  std::vector<int> fds;
+  for (const auto& e : exports_) {
+    if (const int fd = e->dev().registrable_fd(); fd >= 0) fds.push_back(fd);
+  }
+  for (unsigned i = 0; i < options_.threads; ++i) {
+    auto w = std::make_unique<worker>(*this);
+    std::error_code unregistered;
+    if (auto r = w->start(cache_->memory(), fds, unregistered); !r) {
+      for (auto& started : workers_) started->stop();
+      workers_.clear();
+      return r;
+    }
+    workers_.push_back(std::move(w));
+    if (unregistered && remarks_.empty()) {
+      remarks_.push_back("the cache's memory is not registered with io_uring (" +
+                         unregistered.message() +
+                         "): transfers cost more; raise the locked-memory limit (ulimit -l)");
+    }
+  }
+  started_ns_ = monotonic_clock::now_ns();
+  worker& first = *workers_.front();
+  for (const auto& e : exports_) {
+    first.run([&space = e->space()] { return space.run_flusher(); });
+  }
+  for (const unique_fd& listener : listeners_) {
+    acceptors_.push_back(std::make_unique<acceptor>(acceptor{listener.get(), nullptr}));
+    first.run([this, a = acceptors_.back().get()] { return accept_clients(a); });
+  }
+  return {};
+}
+
+bool server::client_arrived() noexcept {
+  // relaxed, here and below: counts that order nothing.
+  if (clients_.fetch_add(1, std::memory_order_relaxed) < options_.max_clients) {
+    clients_total_.fetch_add(1, std::memory_order_relaxed);  // relaxed: a statistic
+    return true;
+  }
+  clients_.fetch_sub(1, std::memory_order_relaxed);          // relaxed: as above
+  clients_refused_.fetch_add(1, std::memory_order_relaxed);  // relaxed: a statistic
+  return false;
+}
+
+void server::client_left() noexcept {
+  clients_.fetch_sub(1, std::memory_order_relaxed);  // relaxed: a count
+}
+
+server::worker& server::next_worker() noexcept {
+  // relaxed: any order of turns will do.
+  return *workers_[next_worker_.fetch_add(1, std::memory_order_relaxed) % workers_.size()];
+}
+
+task<> server::accept_clients(acceptor* a) {
+  // relaxed, here and below: set by stop_accepting() on this thread.
+  while (!stopping_.load(std::memory_order_relaxed)) {
+    const std::int32_t n = co_await await_completion([a](completion& done) noexcept {
+      a->pending = &done;
+      loop::current()->submit({.opcode = uring_opcode::accept, .fd = a->listener}, done);
+    });
+    a->pending = nullptr;
+    unique_fd socket(n >= 0 ? n : -1);
+    if (stopping_.load(std::memory_order_relaxed)) break;  // relaxed: as above
+    if (!socket) {
+      if (n != -EINTR && n != -ECONNABORTED) co_await sleep_for(accept_pause_ns);
+    } else if (client_arrived()) {
+      next_worker().adopt(std::move(socket));
+    }
+  }
+  co_return result<>{};
+}
+
+// The listening sockets themselves stay as they are: they may be somebody else's too (socket
+// activation).
+task<> server::stop_accepting() {
+  stopping_.store(true, std::memory_order_relaxed);  // relaxed: read on this thread
+  for (const auto& a : acceptors_) {
+    if (a->pending != nullptr) loop::current()->cancel(*a->pending);
+  }
+  co_return result<>{};
+}
+
+task<> server::final_flush(std::error_code* outcome) {
+  for (const auto& e : exports_) {
+    if (e->is_read_only()) continue;
+    const result<> r = co_await e->space().flush();
+    if (!r && !*outcome) *outcome = r.error();
+  }
+  for (const auto& e : exports_) e->space().stop_flusher();
+  co_return result<>{};
+}
+
+result<> server::shutdown(const std::function<void(std::uint64_t)>& progress) {
+  if (workers_.empty()) return {};
+  workers_.front()->run_and_wait([this] { return stop_accepting(); });
+  for (auto& w : workers_) {
+    w->run_and_wait([&w] { return w->drain(drain_grace_ns); });
+  }
+  std::error_code outcome;
+  workers_.front()->run_and_wait([&] { return final_flush(&outcome); },
+                                 [&] {
+                                   if (!progress) return;
+                                   const auto s = cache_->statistics();
+                                   progress(s.dirty_pages + s.writeback_pages);
+                                 });
+  for (auto& w : workers_) w->finish();
+  workers_.clear();
+  acceptors_.clear();
+  listeners_.clear();
+  if (outcome) return fail(outcome);
+  return {};
+}
+
+nbd_export* server::find_export(const std::string& name) noexcept {
+  if (name.empty() && !exports_.empty()) return exports_.front().get();
+  const auto found = std::find_if(exports_.begin(), exports_.end(),
+                                  [&](const auto& e) { return e->name() == name; });
+  return found == exports_.end() ? nullptr : found->get();
+}
+
+std::vector<nbd_export*> server::exports() {
+  std::vector<nbd_export*> all;
+  for (const auto& e : exports_) all.push_back(e.get());
+  return all;
+}
+
+std::size_t server::pin_allowance() const noexcept {
+  // relaxed: a share that follows the number of clients with a delay is as good.
+  const std::size_t clients = std::max(1u, clients_.load(std::memory_order_relaxed));
+  const std::size_t pages = cache_->memory().page_count();
+  return std::clamp<std::size_t>(pages / pin_share / clients, 1, pin_max_pages);
+}
+
+bool server::take_payload_budget(std::size_t bytes) noexcept {
+  // relaxed: a level; what it bounds is only memory.
+  if (waiting_payload_.fetch_add(bytes, std::memory_order_relaxed) + bytes <=
+      payload_budget_bytes) {
+    return true;
+  }
+  return_payload_budget(bytes);
+  return false;
+}
+
+void server::return_payload_budget(std::size_t bytes) noexcept {
+  waiting_payload_.fetch_sub(bytes, std::memory_order_relaxed);  // relaxed: as above
+}
+
+}  // namespace forebay

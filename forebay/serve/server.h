@@ -1,0 +1,103 @@
+// The block server: exports behind one page cache, served to NBD clients by a few event loops.
+//
+//   listeners ──> worker 0 (accepts, runs the flushers) ──┐
+//                 worker 1                                ├──> page cache ──> devices
+//                 …  each: a thread, a loop, its clients ─┘
+//
+// Life: create, start(), and from any other thread shutdown(): accepting ends, requests under way
+// are answered, every dirty page is written and flushed, the threads end.
+//
+// Locks: lock_ of a worker's mailbox is inside loop::post; the server's own state is set before
+// start() and constant after, but for the atomics.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "forebay/os/socket.h"
+#include "forebay/serve/connection.h"
+
+namespace forebay {
+
+struct server_options {
+  std::size_t cache_bytes = 256u << 20;
+  unsigned threads = 1;         // 1 to 64
+  unsigned max_clients = 1024;  // more are turned away
+  bool huge_pages = true;
+};
+
+class server final : public connection_host {
+ public:
+  // Errors: as page_cache::create; EINVAL for a number of threads out of range.
+  static result<std::unique_ptr<server>> create(const server_options& opts,
+                                                memory_source& source = memory_source::system());
+  // shutdown() must have returned, or start() not been called.
+  ~server() override;
+
+  // Before start(): an image to serve; the first is also the default export. EEXIST if the name is
+  // taken.
+  result<> add_export(std::unique_ptr<device> dev, export_options opts);
+  // Before start(): a listening socket.
+  void add_listener(unique_fd socket);
+
+  // Starts the threads and accepts clients. Errors: as loop::create; everything is as before then.
+  result<> start();
+
+  // What could not be had and was done without, in words for the user; after start().
+  const std::vector<std::string>& remarks() const noexcept { return remarks_; }
+
+  // Ends everything, in order. `progress` is called about five times a second with the pages that
+  // are still to be written. Error: the first of a final flush; what it could not write is lost.
+  result<> shutdown(const std::function<void(std::uint64_t dirty_pages)>& progress = {});
+
+  page_cache& cache() noexcept { return *cache_; }
+
+  // connection_host
+  nbd_export* find_export(const std::string& name) noexcept override;
+  std::vector<nbd_export*> exports() override;
+  std::string statistics_text() override;
+  std::size_t pin_allowance() const noexcept override;
+  bool take_payload_budget(std::size_t bytes) noexcept override;
+  void return_payload_budget(std::size_t bytes) noexcept override;
+
+ private:
+  class worker;
+
+  // Copies of write payload that waits, all clients together.
+  static constexpr std::size_t payload_budget_bytes = 16u << 20;
+
+  server(const server_options& opts, std::unique_ptr<page_cache> cache);
+
+  bool client_arrived() noexcept;
+  void client_left() noexcept;
+  worker& next_worker() noexcept;
+  // An accept that is under way on worker 0's loop; its fields belong to that thread.
+  struct acceptor {
+    int listener = -1;
+    completion* pending = nullptr;
+  };
+
+  task<> accept_clients(acceptor* a);
+  task<> stop_accepting();
+  task<> final_flush(std::error_code* outcome);
+
+  const server_options options_;
+  std::unique_ptr<page_cache> cache_;
+  std::vector<std::unique_ptr<nbd_export>> exports_;
+  std::vector<unique_fd> listeners_;
+  std::vector<std::unique_ptr<acceptor>> acceptors_;
+  std::vector<std::unique_ptr<worker>> workers_;
+  std::vector<std::string> remarks_;
+  std::uint64_t started_ns_ = 0;
+  std::atomic<unsigned> clients_{0};
+  std::atomic<std::uint64_t> clients_total_{0};
+  std::atomic<std::uint64_t> clients_refused_{0};
+  std::atomic<unsigned> next_worker_{0};
+  std::atomic<std::size_t> waiting_payload_{0};
+  std::atomic<bool> stopping_{false};
+};
+
+}  // namespace forebay

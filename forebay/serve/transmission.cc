@@ -1,0 +1,242 @@
+// The transmission phase: requests from the socket to the cache.
+
+#include <algorithm>
+#include <cstring>
+#include <new>
+
+#include "forebay/base/cache_line.h"
+#include "forebay/serve/connection.h"
+
+namespace forebay {
+namespace {
+
+// A write up to this size is received whole before it is applied; a longer one page by page.
+constexpr std::size_t whole_write_bytes = 64u << 10;
+// A read up to this many pages is answered at once if all of them are there.
+constexpr std::size_t at_once_pages = 64;
+
+std::size_t pages_of(std::uint64_t offset, std::uint64_t length) noexcept {
+  return ((offset + length - 1) >> page_shift) - (offset >> page_shift) + 1;
+}
+
+std::uint16_t allowed_flags(nbd::command c) noexcept {
+  switch (c) {
+    case nbd::command::read:
+      return nbd::flag_fua | nbd::flag_df;
+    case nbd::command::write_zeroes:
+      return nbd::flag_fua | nbd::flag_no_hole | nbd::flag_fast_zero;
+    case nbd::command::block_status:
+      return nbd::flag_fua | nbd::flag_req_one;
+    default:
+      return nbd::flag_fua;
+  }
+}
+
+bool changes_data(nbd::command c) noexcept {
+  return c == nbd::command::write || c == nbd::command::trim || c == nbd::command::write_zeroes;
+}
+
+}  // namespace
+
+// 0, or the errno that a request deserves before it is looked at any closer.
+int connection::validate(const nbd::request& r) const noexcept {
+  const nbd::command c = r.what();
+  if (r.type > static_cast<std::uint16_t>(nbd::command::block_status)) return EINVAL;
+  if ((r.flags & ~allowed_flags(c)) != 0) return EINVAL;
+  if (c == nbd::command::flush) return r.offset == 0 && r.length == 0 ? 0 : EINVAL;
+  const nbd_export& e = *session_.exported;
+  if (changes_data(c) && e.is_read_only()) return EPERM;
+  const std::uint64_t size = session_.exported->size_bytes();
+  if (r.offset > size || r.length > size - r.offset) {
+    return c == nbd::command::write || c == nbd::command::write_zeroes ? ENOSPC : EINVAL;
+  }
+  if ((c == nbd::command::read || c == nbd::command::write) && r.length > nbd::max_payload_bytes) {
+    return EOVERFLOW;
+  }
+  if ((r.flags & nbd::flag_df) != 0 && !session_.structured) return EINVAL;
+  if (c == nbd::command::block_status && session_.allocation_of != session_.exported) return EINVAL;
+  if (session_.knows_block_size) {
+    const std::uint32_t block = e.options().min_block_bytes;
+    if (!is_aligned(r.offset, std::uint64_t{block}) || !is_aligned(r.length, block)) return EINVAL;
+  }
+  return 0;
+}
+
+bool connection::must_sync(const nbd::request& r) const noexcept {
+  return (r.flags & nbd::flag_fua) != 0 || session_.exported->options().write_through;
+}
+
+task<> connection::transmit() {
+  for (;;) {
+    if (in_.available().size() < nbd::request_bytes) {
+      out_.kick();
+      const result<> r = co_await in_.fill(nbd::request_bytes);
+      if (!r) co_return r;
+      arrived_ns_ = monotonic_clock::now_ns();
+    }
+    if (stopping_ || out_.broken()) co_return fail(errc::end_of_stream);
+    const std::byte* at = in_.available().data();
+    if (nbd::load<std::uint32_t>(at) != nbd::request_magic) co_return fail(errc::protocol);
+    const nbd::request r{nbd::load<std::uint16_t>(at + 4),  nbd::load<std::uint16_t>(at + 6),
+                         nbd::load<std::uint64_t>(at + 8),  nbd::load<std::uint64_t>(at + 16),
+                         nbd::load<std::uint32_t>(at + 24), arrived_ns_};
+    in_.consume(nbd::request_bytes);
+    if (r.what() == nbd::command::disconnect) co_return result<>{};
+    if (r.what() == nbd::command::read && read_at_once(r)) continue;
+    if (r.what() == nbd::command::write && write_at_once(r)) continue;
+    const result<> handled = co_await dispatch(r);
+    if (!handled) co_return handled;
+  }
+}
+
+// Answers a read that is a hit all over; false if it is anything else.
+bool connection::read_at_once(const nbd::request& r) {
+  if (r.length == 0 || gate_closed_ || validate(r) != 0) return false;
+  const std::size_t pages = pages_of(r.offset, r.length);
+  if (pages > at_once_pages ||
+      out_.pinned_pages() + reserved_pins_ + pages > host_.pin_allowance()) {
+    return false;
+  }
+  std::array<page_ref, at_once_pages> pins;
+  if (!session_.exported->space().try_pin(r.offset, r.length, pins)) return false;
+  reply_pages(r, r.offset, r.length, {pins.data(), pages}, true);
+  return true;
+}
+
+// Takes a write whose payload is there and needs no wait; false, and nothing is consumed, if it is
+// anything else.
+bool connection::write_at_once(const nbd::request& r) {
+  if (r.length == 0 || gate_closed_ || r.length > in_.available().size()) return false;
+  if (must_sync(r) || validate(r) != 0) return false;
+  const std::span<const std::byte> data = in_.available().first(r.length);
+  // What is written of a write that turns out to have to wait is written again: the same bytes.
+  if (session_.exported->space().try_write(r.offset, data) != r.length) return false;
+  in_.consume(r.length);
+  reply(r, {});
+  return true;
+}
+
+// Runs `work`, which ends with task_done(), as a task of its own; false without memory for that.
+bool connection::spawn(task<> work) {
+  session_.exported->in_flight().add(1);
+  if (std::move(work).spawn(tasks_)) return true;
+  session_.exported->in_flight().add(-1);
+  return false;
+}
+
+void connection::task_done() noexcept {
+  session_.exported->in_flight().add(-1);
+  out_.kick();
+  task_ended_.wake_all();
+}
+
+// Error: the connection cannot go on.
+task<> connection::dispatch(nbd::request r) {
+  while (tasks_.running() >= max_tasks) {
+    out_.kick();
+    co_await task_ended_.wait_unless([this]() noexcept { return tasks_.running() < max_tasks; });
+  }
+  if (r.what() == nbd::command::write) co_return co_await receive_write(r);
+  if (const int e = validate(r); e != 0) {
+    while (gate_closed_) co_await gate();
+    reply(r, {e, std::generic_category()});
+  } else if (!spawn(run_command(r))) {
+    while (gate_closed_) co_await gate();
+    reply(r, std::make_error_code(std::errc::not_enough_memory));
+  }
+  co_return result<>{};
+}
+
+task<> connection::receive_write(nbd::request r) {
+  std::error_code error;
+  if (const int e = validate(r); e != 0) {
+    // The payload has to be got out of the way, within reason.
+    if (r.length > 2 * nbd::max_payload_bytes) co_return fail(errc::protocol);
+    const result<> skipped = co_await in_.skip(r.length);
+    if (!skipped) co_return skipped;
+    error = {e, std::generic_category()};
+  } else if (r.length > whole_write_bytes) {
+    const result<std::error_code> outcome = co_await write_streamed(r);
+    if (!outcome) co_return fail(outcome.error());
+    error = *outcome;
+  } else {
+    const result<> filled = co_await in_.fill(r.length);
+    if (!filled) co_return filled;
+    address_space& space = session_.exported->space();
+    const std::span<const std::byte> data = in_.available().first(r.length);
+    const std::size_t done = space.try_write(r.offset, data);
+    const std::size_t left = r.length - done;
+    std::byte* copy = nullptr;
+    if (left != 0 && host_.take_payload_budget(left)) {
+      copy = new (std::nothrow) std::byte[left];
+      if (copy == nullptr) host_.return_payload_budget(left);
+    }
+    if (copy != nullptr) {
+      std::memcpy(copy, data.data() + done, left);
+      in_.consume(r.length);
+      if (spawn(write_waiting(r, copy, done))) co_return result<>{};
+      delete[] copy;
+      host_.return_payload_budget(left);
+      error = std::make_error_code(std::errc::not_enough_memory);
+    } else {
+      if (left != 0) {
+        const result<> written = co_await space.write(r.offset + done, data.subspan(done));
+        if (!written) error = written.error();
+      }
+      in_.consume(r.length);
+    }
+  }
+  if (!spawn(finish_write(r, error))) {
+    while (gate_closed_) co_await gate();
+    reply(r, std::make_error_code(std::errc::not_enough_memory));
+  }
+  co_return result<>{};
+}
+
+// The rest of a write that could not be done at once; owns `copy`, its payload from `done` on.
+task<> connection::write_waiting(nbd::request r, std::byte* copy, std::size_t done) {
+  const std::unique_ptr<std::byte[]> owned(copy);
+  const std::size_t left = r.length - done;
+  const result<> written = co_await session_.exported->space().write(r.offset + done, {copy, left});
+  host_.return_payload_budget(left);
+  co_return co_await finish_write(r, written ? std::error_code{} : written.error());
+}
+
+// A long write, applied as it comes in: the value is how it went; an error, that the client is
+// gone.
+task<std::error_code> connection::write_streamed(const nbd::request& r) {
+  address_space& space = session_.exported->space();
+  std::error_code error;
+  std::uint64_t at = r.offset;
+  const std::uint64_t end = r.end();
+  while (at < end) {
+    const std::size_t wanted = std::min<std::uint64_t>(end - at, page_bytes - at % page_bytes);
+    const result<> filled = co_await in_.fill(wanted);
+    if (!filled) co_return fail(filled.error());
+    std::size_t n = std::min<std::uint64_t>(in_.available().size(), end - at);
+    if (at + n < end) n -= (at + n) % page_bytes;  // whole pages, but for the last
+    const std::span<const std::byte> data = in_.available().first(n);
+    const std::size_t done = error ? n : space.try_write(at, data);
+    if (done < n) {
+      const result<> written = co_await space.write(at + done, data.subspan(done));
+      if (!written) error = written.error();
+    }
+    in_.consume(n);
+    at += n;
+  }
+  co_return error;
+}
+
+// Makes a write durable if it has to be, and answers it.
+task<> connection::finish_write(nbd::request r, std::error_code error) {
+  if (!error && r.length != 0 && must_sync(r)) {
+    const result<> synced = co_await session_.exported->space().sync_range(r.offset, r.length);
+    if (!synced) error = synced.error();
+  }
+  while (gate_closed_) co_await gate();
+  reply(r, error);
+  task_done();
+  co_return result<>{};
+}
+
+}  // namespace forebay

@@ -1,0 +1,160 @@
+#include "forebay/serve/worker.h"
+
+#include <algorithm>
+#include <chrono>
+
+namespace forebay {
+
+// A client and its connection; ends itself.
+struct server::worker::client {
+  explicit client(server& s, loop& on, unique_fd socket) : conn(s, on, std::move(socket)) {}
+  connection conn;
+};
+
+// Work that is on its way to a loop.
+struct server::worker::assignment : completion {
+  worker* self = nullptr;
+  maker make;
+};
+
+task<> server::worker::run_then_signal(maker* work, std::shared_ptr<std::promise<void>> done) {
+  co_await (*work)();
+  done->set_value();
+  co_return result<>{};
+}
+
+server::worker::~worker() { FOREBAY_ASSERT(!thread_.joinable()); }
+
+result<> server::worker::start(const arena& memory, std::vector<int> fds,
+                               std::error_code& unregistered) {
+  std::promise<std::error_code> ready;
+  std::future<std::error_code> outcome = ready.get_future();
+  thread_ = std::thread(&worker::thread_main, this, &ready, &memory, std::move(fds), &unregistered);
+  const std::error_code error = outcome.get();
+  if (!error) return {};
+  thread_.join();
+  return fail(error);
+}
+
+void server::worker::thread_main(std::promise<std::error_code>* ready, const arena* memory,
+                                 std::vector<int> fds, std::error_code* unregistered) {
+  // The ring belongs to the thread that makes it.
+  auto made = loop::create();
+  if (!made) {
+    ready->set_value(made.error());
+    return;
+  }
+  loop_ = std::move(*made);
+  if (auto r = loop_->queue().register_arena(*memory); !r) *unregistered = r.error();
+  if (!fds.empty()) {
+    // Without registered files every transfer looks its file up: slower, and otherwise the same.
+    static_cast<void>(loop_->queue().register_files(fds));
+  }
+  ready->set_value({});
+  loop_->run();
+  loop_.reset();
+}
+
+void server::worker::run(maker make) {
+  auto* a = new assignment;
+  a->self = this;
+  a->make = std::move(make);
+  a->completion::run = [](completion& c) noexcept {
+    auto& mine = static_cast<assignment&>(c);
+    if (!mine.make().spawn(mine.self->background_)) {
+      executor::current()->defer(mine);  // no memory now
+      return;
+    }
+    delete &mine;
+  };
+  loop_->post(*a);
+}
+
+void server::worker::run_and_wait(maker make, const std::function<void()>& tick) {
+  // Shared: the waiter may be gone before set_value() has returned.
+  auto done = std::make_shared<std::promise<void>>();
+  std::future<void> ended = done->get_future();
+  run([&make, done] { return run_then_signal(&make, done); });
+  while (ended.wait_for(std::chrono::milliseconds(200)) != std::future_status::ready) {
+    if (tick) tick();
+  }
+}
+
+void server::worker::adopt(unique_fd socket) {
+  struct arrival : completion {
+    worker* self = nullptr;
+    unique_fd socket;
+  };
+  auto* a = new arrival;
+  a->self = this;
+  a->socket = std::move(socket);
+  a->completion::run = [](completion& c) noexcept {
+    const std::unique_ptr<arrival> mine(static_cast<arrival*>(&c));
+    worker& w = *mine->self;
+    if (w.draining_) return w.server_.client_left();
+    auto* made = new client(w.server_, *w.loop_, std::move(mine->socket));
+    w.connections_.push_back(made->conn);
+    if (!w.serve_client(made).spawn(w.clients_)) {
+      delete made;
+      w.server_.client_left();
+    }
+  };
+  loop_->post(*a);
+}
+
+task<> server::worker::serve_client(client* c) {
+  co_await c->conn.run();
+  c->conn.link.unlink();
+  delete c;
+  server_.client_left();
+  client_left_.wake_all();
+  co_return result<>{};
+}
+
+task<> server::worker::drain(std::uint64_t grace_ns) {
+  draining_ = true;
+  for (connection& c : connections_) c.stop();
+  const auto empty = [this]() noexcept { return connections_.empty(); };
+  const std::uint64_t deadline = monotonic_clock::now_ns() + grace_ns;
+  while (!empty() && monotonic_clock::now_ns() < deadline) {
+    co_await client_left_.wait_unless(empty,
+                                      deadline - std::min(deadline, monotonic_clock::now_ns()));
+  }
+  for (connection& c : connections_) c.abandon();
+  co_await clients_.idle();
+  co_return result<>{};
+}
+
+void server::worker::finish() {
+  // The accepts and flushers have been told to end; this waits for them, as a task outside of their
+  // group.
+  struct last_word : completion {
+    worker* self = nullptr;
+    task_group own;
+    std::shared_ptr<std::promise<void>> signal = std::make_shared<std::promise<void>>();
+
+    static task<> wait(last_word* w) {
+      co_await w->self->background_.idle();
+      w->signal->set_value();
+      co_return result<>{};
+    }
+  };
+  last_word last;
+  last.self = this;
+  last.completion::run = [](completion& c) noexcept {
+    auto& w = static_cast<last_word&>(c);
+    if (!last_word::wait(&w).spawn(w.own)) executor::current()->defer(w);  // no memory now
+  };
+  std::future<void> ended = last.signal->get_future();
+  loop_->post(last);
+  ended.wait();
+  stop();  // joins the thread, so `last` is not used any more
+}
+
+void server::worker::stop() {
+  if (!thread_.joinable()) return;
+  loop_->stop();
+  thread_.join();
+}
+
+}  // namespace forebay

@@ -1,0 +1,66 @@
+// A worker of the server: one thread, its loop, and the clients that were given to it.
+#pragma once
+
+#include <functional>
+#include <future>
+#include <memory>
+#include <thread>
+
+#include "forebay/serve/server.h"
+
+namespace forebay {
+
+class server::worker {
+ public:
+  explicit worker(server& owner) noexcept : server_(owner) {}
+  ~worker();
+  worker(const worker&) = delete;
+  worker& operator=(const worker&) = delete;
+
+  // Starts the thread and waits until its loop runs. Registers the arena and the files `fds` with
+  // it; `unregistered` says why the arena could not be.
+  result<> start(const arena& memory, std::vector<int> fds, std::error_code& unregistered);
+
+  // Runs `work` on the worker's loop as a member of its background tasks; any thread. When it
+  // cannot be started for lack of memory it is tried again.
+  using maker = std::function<task<>()>;
+  void run(maker make);
+  // The same, and waits for its end, calling `tick` about five times a second.
+  void run_and_wait(maker make, const std::function<void()>& tick = {});
+
+  // Gives the worker a client; any thread.
+  void adopt(unique_fd socket);
+
+  // Asks its clients to leave, answers what is under way and waits for them at most `grace_ns`;
+  // then cuts them off.
+  task<> drain(std::uint64_t grace_ns);
+
+  // Waits for the background tasks, which have been told to end, then stop().
+  void finish();
+
+  // Ends the loop and the thread; its tasks must have ended.
+  void stop();
+
+  loop& events() noexcept { return *loop_; }
+
+ private:
+  struct assignment;
+  struct client;
+
+  void thread_main(std::promise<std::error_code>* ready, const arena* memory, std::vector<int> fds,
+                   std::error_code* unregistered);
+  task<> serve_client(client* c);
+  static task<> run_then_signal(maker* work, std::shared_ptr<std::promise<void>> done);
+
+  server& server_;
+  std::unique_ptr<loop> loop_;  // made and ended by the thread
+  std::thread thread_;
+  // Below: the loop's thread only.
+  intrusive_list<connection, &connection::link> connections_;
+  task_group background_;
+  task_group clients_;
+  wait_queue client_left_;
+  bool draining_ = false;
+};
+
+}  // namespace forebay

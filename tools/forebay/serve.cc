@@ -1,0 +1,333 @@
+// forebay serve: puts images behind the page cache and serves them over NBD.
+
+#include <systemd/sd-daemon.h>
+
+#include <algorithm>
+#include <chrono>
+#include <csignal>
+#include <filesystem>
+#include <optional>
+#include <thread>
+
+#include "command.h"
+#include "forebay/block/file_device.h"
+#include "forebay/serve/server.h"
+
+namespace forebay::tool {
+namespace {
+
+struct serve_options {
+  std::vector<std::string> images;
+  std::uint64_t cache_bytes = 0;
+  std::string socket;
+  std::string listen;
+  std::string name;
+  bool read_only = false;
+  bool write_through = false;
+  bool write_back = false;
+  unsigned block_bytes = 512;
+  unsigned threads = 0;
+};
+
+constexpr std::uint64_t default_cache_bytes = 1ull << 30;
+constexpr const char* default_socket = "forebay.sock";
+
+// Why an image cannot be served, and what to do about it.
+std::string image_problem(const std::string& path, std::error_code e) {
+  if (e == errc::in_use) {
+    return fmt::format("{}: already served or in use by another process; stop that one first",
+                       path);
+  }
+  if (e == errc::empty_device) {
+    return fmt::format("{}: the image is empty; give it a size first (truncate -s 1G {})", path,
+                       path);
+  }
+  if (e == errc::not_a_device) {
+    return fmt::format("{}: neither a regular file nor a block device", path);
+  }
+  if (e == std::errc::is_a_directory) {
+    return fmt::format("{}: is a directory; name an image file or block device", path);
+  }
+  if (e == std::errc::no_such_file_or_directory) {
+    return fmt::format("{}: no such file; create it first (truncate -s 1G {})", path, path);
+  }
+  if (e == std::errc::permission_denied || e == std::errc::read_only_file_system ||
+      e == std::errc::operation_not_permitted) {
+    return fmt::format(
+        "{}: cannot be opened for writing ({}); serve it with --read-only or change "
+        "its permissions",
+        path, e.message());
+  }
+  return fmt::format("{}: {}", path, e.message());
+}
+
+std::string socket_problem(const std::string& where, std::error_code e) {
+  if (e == std::errc::filename_too_long) {
+    return fmt::format(
+        "{}: the socket's path is too long (107 bytes at most); choose a shorter one", where);
+  }
+  if (e == std::errc::address_in_use) {
+    return fmt::format("{}: in use by another server; choose another address or stop that one",
+                       where);
+  }
+  if (e == std::errc::file_exists) {
+    return fmt::format("{}: exists and is not a socket; choose another path or remove it", where);
+  }
+  if (e == std::errc::address_not_available) {
+    return fmt::format("{}: not an address of this machine; choose another one", where);
+  }
+  return fmt::format("{}: cannot listen there: {}", where, e.message());
+}
+
+// The cache's size: as asked for, or a quarter of the memory up to 1 GiB. A message if that cannot
+// be.
+std::optional<std::string> settle_cache_size(std::uint64_t& bytes) {
+  const std::uint64_t memory = memory_limit_bytes();
+  if (bytes == 0)
+    bytes = std::clamp(memory / 4, std::uint64_t{page_cache::min_bytes}, default_cache_bytes);
+  if (bytes < page_cache::min_bytes) {
+    return fmt::format("--cache {}: too small; at least {}", human_bytes(bytes),
+                       human_bytes(page_cache::min_bytes));
+  }
+  if (bytes > std::min<std::uint64_t>(memory, arena::max_bytes)) {
+    return fmt::format("--cache {}: larger than the memory there is ({}); choose less",
+                       human_bytes(bytes),
+                       human_bytes(std::min<std::uint64_t>(memory, arena::max_bytes)));
+  }
+  return std::nullopt;
+}
+
+std::optional<std::string> check_options(const serve_options& o) {
+  if (!o.socket.empty() && !o.listen.empty()) {
+    return "--socket and --listen exclude each other; choose one";
+  }
+  if (o.write_back && o.write_through) {
+    return "--write-back and --write-through exclude each other; choose one";
+  }
+  if (!o.name.empty() && o.images.size() > 1) {
+    return "--name goes with a single image; several are named after their files";
+  }
+  if (o.name.size() > nbd::max_string_bytes) {
+    return "--name: longer than the 4096 bytes that the protocol allows";
+  }
+  if (o.block_bytes < 512 || o.block_bytes > page_bytes ||
+      (o.block_bytes & (o.block_bytes - 1)) != 0) {
+    return fmt::format("--block-size {}: must be 512, 1024, 2048 or 4096", o.block_bytes);
+  }
+  return std::nullopt;
+}
+
+struct opened_image {
+  std::unique_ptr<file_device> dev;
+  export_options opts;
+};
+
+// Opens everything before anything is served. A message at the first that cannot be.
+std::optional<std::string> open_images(const serve_options& o, std::vector<opened_image>& out) {
+  for (const std::string& path : o.images) {
+    auto dev = file_device::open(path, {.read_only = o.read_only});
+    if (!dev) return image_problem(path, dev.error());
+    const device_limits& limits = (*dev)->limits();
+    const std::uint32_t block = std::max(o.block_bytes, limits.logical_block_bytes);
+    if (limits.size_bytes % block != 0) {
+      return fmt::format(
+          "{}: its size, {} bytes, is not a multiple of the block size {}; extend it "
+          "(truncate -s %{} {}){}",
+          path, limits.size_bytes, block, block, path,
+          block > 512 ? " or choose a smaller --block-size" : "");
+    }
+    opened_image image;
+    image.opts.name = o.name.empty() ? std::filesystem::path(path).filename().string() : o.name;
+    image.opts.description = fmt::format("{} of {}{}", human_bytes(limits.size_bytes), path,
+                                         o.read_only ? ", read-only" : "");
+    image.opts.min_block_bytes = block;
+    image.opts.write_through = o.write_through;
+    for (const opened_image& other : out) {
+      if (other.opts.name == image.opts.name) {
+        return fmt::format("{}: a second image of the name '{}'; rename one of them", path,
+                           image.opts.name);
+      }
+    }
+    if (!limits.direct) {
+      fmt::print(
+          stderr,
+          "forebay: note: {}: its file system refuses direct I/O, so its data passes through "
+          "the kernel's page cache too\n",
+          path);
+    }
+    image.dev = std::move(*dev);
+    out.push_back(std::move(image));
+  }
+  return std::nullopt;
+}
+
+// Where clients come in. Exactly one of: sockets handed over by systemd, a unix socket, TCP.
+struct entrance {
+  std::vector<unique_fd> sockets;
+  endpoint where;
+  bool activated = false;
+
+  ~entrance() {
+    if (where.is_unix() && !activated && created) remove_socket_file(where.path);
+  }
+  bool created = false;
+};
+
+std::optional<std::string> open_entrance(const serve_options& o, entrance& e) {
+  const int handed_over = sd_listen_fds(1);
+  if (handed_over < 0) return "socket activation: the environment's LISTEN_FDS makes no sense";
+  if (handed_over > 0) {
+    if (!o.socket.empty() || !o.listen.empty()) {
+      return "--socket and --listen do not go with socket activation, which brings its own sockets";
+    }
+    for (int i = 0; i < handed_over; ++i) {
+      const int fd = SD_LISTEN_FDS_START + i;
+      if (sd_is_socket(fd, AF_UNSPEC, SOCK_STREAM, 1) <= 0) {
+        return fmt::format("socket activation: descriptor {} is not a listening stream socket", fd);
+      }
+      e.sockets.emplace_back(fd);
+    }
+    e.activated = true;
+    return std::nullopt;
+  }
+  if (!o.listen.empty()) {
+    auto where = endpoint::parse_tcp(o.listen);
+    if (!where) return fmt::format("--listen {}: must be HOST:PORT", o.listen);
+    auto sockets = listen_tcp(where->host, where->port);
+    if (!sockets) return socket_problem("--listen " + o.listen, sockets.error());
+    e.where = *where;
+    e.sockets = std::move(*sockets);
+    return std::nullopt;
+  }
+  e.where.path = o.socket.empty() ? default_socket : o.socket;
+  auto socket = listen_unix(e.where.path);
+  if (!socket) return socket_problem(e.where.path, socket.error());
+  e.created = true;
+  e.sockets.push_back(std::move(*socket));
+  std::error_code ignored;
+  const auto absolute = std::filesystem::absolute(e.where.path, ignored);
+  if (!ignored) e.where.path = absolute.string();
+  return std::nullopt;
+}
+
+void announce(const entrance& e, const server& s, std::span<const std::string> names,
+              std::uint64_t cache_bytes, page_backing backing) {
+  for (const std::string& remark : s.remarks()) fmt::print(stderr, "forebay: note: {}\n", remark);
+  if (backing == page_backing::ordinary) {
+    fmt::print(stderr, "forebay: note: no huge pages to be had, the cache uses 4 KiB pages\n");
+  }
+  const std::string where = e.activated ? "the sockets of its activation"
+                                        : e.where.nbd_uri(names.size() == 1 ? "" : names.front());
+  fmt::print("forebay: serving {} at {} (cache {}, {})\n", fmt::join(names, ", "), where,
+             human_bytes(cache_bytes), to_string(backing));
+  std::fflush(stdout);
+}
+
+// The line about what is still to be written at the end, once it has taken a second.
+class flush_progress {
+ public:
+  void operator()(std::uint64_t pages) {
+    if (std::chrono::steady_clock::now() - start_ < std::chrono::seconds(1)) return;
+    shown_ = true;
+    fmt::print(stderr, "\rforebay: writing back, {} left   ", human_bytes(pages * page_bytes));
+    std::fflush(stderr);
+  }
+  void finish() const {
+    if (shown_) fmt::print(stderr, "\rforebay: everything is written back      \n");
+  }
+
+ private:
+  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+  bool shown_ = false;
+};
+
+int end_server(server& s) {
+  // A second Ctrl-C ends it at once.
+  unblock_signals({SIGINT, SIGTERM, SIGHUP});
+  flush_progress progress;
+  const result<> flushed = s.shutdown([&](std::uint64_t pages) { progress(pages); });
+  if (!flushed) {
+    return complain(fmt::format("some data could not be written back and is lost: {}",
+                                flushed.error().message()));
+  }
+  progress.finish();
+  return 0;
+}
+
+int serve(const serve_options& given) {
+  serve_options o = given;
+  if (auto problem = check_options(o)) return complain(*problem);
+  if (auto problem = settle_cache_size(o.cache_bytes)) return complain(*problem);
+  std::vector<opened_image> images;
+  if (auto problem = open_images(o, images)) return complain(*problem);
+  auto signals = make_signal_fd({SIGINT, SIGTERM, SIGHUP});
+  if (!signals)
+    return complain(fmt::format("cannot wait for signals: {}", signals.error().message()));
+  std::signal(SIGPIPE, SIG_IGN);
+
+  server_options so;
+  so.cache_bytes = o.cache_bytes;
+  so.threads = o.threads != 0 ? o.threads : std::clamp(std::thread::hardware_concurrency(), 1u, 4u);
+  auto made = server::create(so);
+  if (!made) {
+    return complain(fmt::format("cannot set up a cache of {}: {}", human_bytes(o.cache_bytes),
+                                made.error().message()));
+  }
+  server& s = **made;
+  std::vector<std::string> names;
+  for (opened_image& image : images) {
+    names.push_back(image.opts.name);
+    if (auto r = s.add_export(std::move(image.dev), std::move(image.opts)); !r) {
+      return complain(fmt::format("{}: {}", names.back(), r.error().message()));
+    }
+  }
+  entrance door;
+  if (auto problem = open_entrance(o, door)) return complain(*problem);
+  for (unique_fd& socket : door.sockets) s.add_listener(std::move(socket));
+  if (auto r = s.start(); !r) {
+    return complain(fmt::format("cannot start: {}{}", r.error().message(),
+                                r.error() == std::errc::operation_not_permitted ||
+                                        r.error() == std::errc::function_not_supported
+                                    ? " (io_uring is switched off: sysctl kernel.io_uring_disabled)"
+                                    : ""));
+  }
+  announce(door, s, names, o.cache_bytes, s.cache().memory().backing());
+  sd_notify(0, "READY=1");
+  const auto signal = wait_for_signal(signals->get());
+  sd_notify(0, "STOPPING=1");
+  const int status = end_server(s);
+  return signal ? status : complain(signal.error().message());
+}
+
+}  // namespace
+
+void add_serve(CLI::App& app, action& chosen) {
+  auto o = std::make_shared<serve_options>();
+  CLI::App* c = app.add_subcommand("serve", "Serve disk images to NBD clients through the cache");
+  c->add_option("IMAGE", o->images,
+                "Regular files or block devices; each is an export named after "
+                "its file, the first one also the default")
+      ->required();
+  c->add_option("--cache", o->cache_bytes,
+                "Size of the cache, as 512M or 2G (a quarter of the memory, at most 1G)")
+      ->transform(CLI::AsSizeValue(false));
+  c->add_option("--socket", o->socket, "Listen on a unix socket (forebay.sock)")->type_name("PATH");
+  c->add_option("--listen", o->listen, "Listen on TCP instead")->type_name("HOST:PORT");
+  c->add_option("--name", o->name, "Export name of a single image")->type_name("EXPORT");
+  c->add_flag("--read-only", o->read_only, "Refuse everything that would change an image");
+  c->add_flag(
+      "--write-back", o->write_back,
+      "Acknowledge writes when they are in the cache; FLUSH and FUA make them durable (default)");
+  c->add_flag("--write-through", o->write_through,
+              "Acknowledge writes when they are durable on the image");
+  c->add_option("--block-size", o->block_bytes, "Smallest unit that clients are told to use (512)")
+      ->type_name("BYTES");
+  c->add_option("--threads", o->threads, "Event loops (one for each processor, at most 4)")
+      ->check(CLI::Range(1u, 64u));
+  c->footer(
+      "Ctrl-C answers what is under way, writes everything back and leaves; a second one leaves "
+      "at once.\nAn example: forebay serve disk.img --cache 512M --socket /run/disk.sock");
+  c->callback([o, &chosen] { chosen = [o] { return serve(*o); }; });
+}
+
+}  // namespace forebay::tool
