@@ -184,16 +184,24 @@ class address_space {
   task<> write_zero_pages(std::uint64_t offset, std::uint64_t length);
 
   // writeback.cc
-  task<std::uint64_t> write_back(std::uint64_t first, std::uint64_t end, std::uint8_t flags);
-  task<> write_back_page(page& p, bio_batch& batch, std::uint64_t& started);
+  // What one sweep of write-back did in its range.
+  struct sweep {
+    std::uint64_t pages = 0;    // written, at least in part
+    std::uint64_t covered = 0;  // of these, written with every block that the range touches
+  };
+  task<sweep> write_back(std::uint64_t offset, std::uint64_t length, std::uint8_t flags);
+  task<> write_back_page(page& p, bio_batch& batch, std::uint64_t from, std::uint64_t to,
+                         sweep& done);
   std::size_t collect(std::uint64_t& from, std::uint64_t end, page_tag tag,
-                      std::span<page_ref> out) noexcept FOREBAY_EXCLUDES(lock_);
+                      std::span<page_ref> out) noexcept FOREBAY_REQUIRES(lock_);
+  bool any_failed(std::uint64_t from, std::uint64_t end) const noexcept FOREBAY_REQUIRES(lock_);
   bool start_writeback(page& p) noexcept FOREBAY_EXCLUDES(lock_);
   void end_writeback(page& p, std::int32_t status) noexcept FOREBAY_EXCLUDES(lock_);
   static void end_write(address_space& self, const bio& b) noexcept;
-  task<> wait_for_writeback(std::uint64_t first, std::uint64_t end);
+  task<bool> wait_for_writeback(std::uint64_t first, std::uint64_t end);
+  task<> flush_device();
   task<> flush_now();
-  result<> pending_error() const noexcept;
+  std::error_code write_error() const noexcept;
 
   // discard.cc
   task<> punch_pages(std::uint64_t first, std::uint64_t end, bio_op op, std::uint8_t flags);

@@ -88,7 +88,10 @@ task<> address_space::punch_pages(std::uint64_t first, std::uint64_t end, bio_op
       });
     }
   }
-  result<> r = co_await wait_for_writeback(first, end);
+  result<> r;
+  if (const result<bool> waited = co_await wait_for_writeback(first, end); !waited) {
+    r = fail(waited.error());
+  }
   if (r) {
     bio b(op, first << page_shift, flags);
     b.length_bytes = std::min(end << page_shift, size_bytes_) - b.offset_bytes;

@@ -149,7 +149,7 @@ task<> address_space::wait_for(step s, std::uint64_t index, std::size_t from, st
       }
       // acquire: pairs with run_flusher. Without one the writer does the flusher's work.
       if (!flusher_running_.load(std::memory_order_acquire)) {
-        co_await write_back(0, page_of(size_bytes_ - 1) + 1, 0);
+        co_await write_back(0, size_bytes_, 0);
       }
       flusher_wanted_.wake_all();
       co_await cache_.progress().wait_unless(

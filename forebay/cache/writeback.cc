@@ -20,7 +20,6 @@ constexpr std::uint64_t retry_pause_ns = 1'000'000'000;  // after a pass in whic
 std::size_t address_space::collect(std::uint64_t& from, std::uint64_t end, page_tag tag,
                                    std::span<page_ref> out) noexcept {
   std::size_t n = 0;
-  const scoped_lock hold(lock_);
   while (n < out.size()) {
     const auto found = index_.next_tagged(from, end, tag);
     if (!found) {
@@ -32,6 +31,16 @@ std::size_t address_space::collect(std::uint64_t& from, std::uint64_t end, page_
     from = found->index + 1;
   }
   return n;
+}
+
+// Whether a page of the range is dirty because its last write failed.
+bool address_space::any_failed(std::uint64_t from, std::uint64_t end) const noexcept {
+  if (error_pages_.load(std::memory_order_relaxed) == 0) return false;  // relaxed: under lock_
+  for (auto found = index_.next_tagged(from, end, page_tag::dirty); found;
+       found = index_.next_tagged(found->index + 1, end, page_tag::dirty)) {
+    if (found->frame->test(page_error)) return true;
+  }
+  return false;
 }
 
 // Dirty becomes writeback; the caller holds the page lock. False, and nothing changes, inside a
@@ -51,7 +60,7 @@ bool address_space::start_writeback(page& p) noexcept {
     error_pages_.fetch_sub(1, std::memory_order_relaxed);  // relaxed: under lock_
   }
   if (page_buffers(p) != nullptr) {
-    for_each_buffer(p, 0, page_bytes, [](buffer_head& b) {
+    for_each_buffer(p, 0, valid_bytes(index), [](buffer_head& b) {
       if (!b.test(bh_dirty)) return;
       b.clear(bh_dirty);
       b.set(bh_async_write);
@@ -113,8 +122,10 @@ void address_space::end_write(address_space& self, const bio& b) noexcept {
   }
 }
 
-// Starts the write-back of one pinned page if it is still dirty; counts it in `started`.
-task<> address_space::write_back_page(page& p, bio_batch& batch, std::uint64_t& started) {
+// Starts the write-back of one pinned page if it is still dirty, and counts it. `from` and `to` are
+// the sweep's range, in bytes of the device.
+task<> address_space::write_back_page(page& p, bio_batch& batch, std::uint64_t from,
+                                      std::uint64_t to, sweep& done) {
   for (;;) {
     if (!try_lock_page(p)) {
       batch.submit();  // who holds the lock may wait for a page that we have gathered
@@ -136,7 +147,7 @@ task<> address_space::write_back_page(page& p, bio_batch& batch, std::uint64_t& 
     batch.submit();
     co_await discard_over(p.index.load(std::memory_order_relaxed));  // relaxed: held by the pin
   }
-  ++started;
+  ++done.pages;
   const std::uint64_t index = p.index.load(std::memory_order_relaxed);  // relaxed: locked by us
   const std::size_t valid = valid_bytes(index);
   struct part {
@@ -150,12 +161,21 @@ task<> address_space::write_back_page(page& p, bio_batch& batch, std::uint64_t& 
   } else {
     for_each_run(
         p, 0, valid, [](const buffer_head& b) { return b.test(bh_async_write); },
-        [&](std::size_t from, std::size_t to) { parts[count++] = {from, std::min(to, valid)}; });
+        [&](std::size_t run_from, std::size_t run_to) {
+          parts[count++] = {run_from, std::min(run_to, valid)};
+        });
+  }
+  const std::uint64_t start = index << page_shift;
+  const part wanted{static_cast<std::size_t>(std::max(from, start) - start),
+                    static_cast<std::size_t>(std::min<std::uint64_t>(to - start, valid))};
+  if (std::any_of(parts.begin(), parts.begin() + static_cast<std::ptrdiff_t>(count),
+                  [&](const part& x) { return x.from <= wanted.from && x.to >= wanted.to; })) {
+    ++done.covered;
   }
   // Under write-back the data is stable without the lock.
   unlock_page(p);
   for (std::size_t i = 0; i < count; ++i) {
-    const std::uint64_t at = (index << page_shift) + parts[i].from;
+    const std::uint64_t at = start + parts[i].from;
     while (!batch.try_append(at, p.data() + parts[i].from, parts[i].to - parts[i].from)) {
       co_await batch.room();
     }
@@ -163,20 +183,26 @@ task<> address_space::write_back_page(page& p, bio_batch& batch, std::uint64_t& 
   co_return result<>{};
 }
 
-// Writes the pages of [first, end) that are dirty, in block order, and waits for them. The value:
-// how many it wrote. One sweep: what is dirtied behind it is left for the next, so a busy writer
-// cannot hold it up for ever. Error: the first failure.
-task<std::uint64_t> address_space::write_back(std::uint64_t first, std::uint64_t end,
-                                              std::uint8_t flags) {
+// Writes the pages of a range that are dirty, in block order, and waits for them. One sweep: what
+// is dirtied behind it is left for the next, so a busy writer cannot hold it up for ever. Error:
+// the first failure.
+task<address_space::sweep> address_space::write_back(std::uint64_t offset, std::uint64_t length,
+                                                     std::uint8_t flags) {
   bio_batch batch(*this, device_, bio_op::write, flags, &end_write);
   std::array<page_ref, 32> pages;
-  std::uint64_t started = 0;
+  sweep done;
   std::error_code error;
-  while (first < end && !error) {
-    const std::size_t n = collect(first, end, page_tag::dirty, pages);
+  const std::uint64_t end = page_of(offset + length - 1) + 1;
+  for (std::uint64_t at = page_of(offset); at < end && !error;) {
+    std::size_t n = 0;
+    {
+      const scoped_lock hold(lock_);
+      n = collect(at, end, page_tag::dirty, pages);
+    }
     for (std::size_t i = 0; i < n; ++i) {
       if (!error) {
-        const result<> r = co_await write_back_page(*pages[i], batch, started);
+        const result<> r =
+            co_await write_back_page(*pages[i], batch, offset, offset + length, done);
         if (!r) error = r.error();
       }
       pages[i].reset();
@@ -185,42 +211,61 @@ task<std::uint64_t> address_space::write_back(std::uint64_t first, std::uint64_t
   co_await batch.drain();
   if (batch.error() != 0) co_return fail(-batch.error());
   if (error) co_return fail(error);
-  co_return started;
+  co_return done;
 }
 
-task<> address_space::wait_for_writeback(std::uint64_t first, std::uint64_t end) {
+// Waits for the pages that are under write-back, in whosever hands. The value: whether the range
+// has no page now whose last write failed.
+task<bool> address_space::wait_for_writeback(std::uint64_t first, std::uint64_t end) {
   std::array<page_ref, 32> pages;
+  bool failed = false;
   while (first < end) {
-    const std::size_t n = collect(first, end, page_tag::writeback, pages);
+    std::size_t n = 0;
+    {
+      // Together: a page that failed may be under write-back again at the next moment, and the
+      // other way round, and would be passed over by two looks.
+      const scoped_lock hold(lock_);
+      const std::uint64_t from = first;
+      n = collect(first, end, page_tag::writeback, pages);
+      failed = failed || any_failed(from, first);
+    }
     for (std::size_t i = 0; i < n; ++i) {
       page_ref p = std::move(pages[i]);
-      while (p->test(page_writeback)) co_await wait_until_clear(*p, page_writeback);
+      for (;;) {
+        // acquire: as page::test. One look at both bits, as above.
+        const std::uint32_t flags = p->flags.load(std::memory_order_acquire);
+        if ((flags & page_writeback) == 0) {
+          failed = failed || (flags & page_error) != 0;
+          break;
+        }
+        co_await wait_until_clear(*p, page_writeback);
+      }
     }
   }
-  co_return result<>{};
+  co_return !failed;
 }
 
-// What a flush has to report: the newest failure as long as there are pages that could not be
-// written.
-result<> address_space::pending_error() const noexcept {
-  // relaxed: a page that failed before the flush looked has been counted by this or an ordered
-  // thread.
-  if (error_pages_.load(std::memory_order_relaxed) == 0) return {};
-  return fail(-error_.load(std::memory_order_relaxed));  // relaxed: see above
+// The newest failure of a write-back.
+std::error_code address_space::write_error() const noexcept {
+  const std::int32_t e = error_.load(std::memory_order_relaxed);  // relaxed: says it all itself
+  return {e != 0 ? -e : EIO, std::generic_category()};
 }
 
-task<> address_space::flush_now() {
-  const std::uint64_t end = page_of(size_bytes_ - 1) + 1;
-  const result<std::uint64_t> wrote = co_await write_back(0, end, 0);
-  const result<> waited = co_await wait_for_writeback(0, end);
-  if (!wrote) co_return fail(wrote.error());
-  if (!waited) co_return fail(waited.error());
-  // A page that somebody else was writing may have failed meanwhile.
-  if (const result<> pending = pending_error(); !pending) co_return fail(pending.error());
+task<> address_space::flush_device() {
   bio b(bio_op::flush, 0);
   const std::int32_t status = co_await submit_and_wait(device_, b);
   if (status != 0) co_return fail(-status);
   co_return result<>{};
+}
+
+task<> address_space::flush_now() {
+  const result<sweep> wrote = co_await write_back(0, size_bytes_, 0);
+  const result<bool> waited = co_await wait_for_writeback(0, page_of(size_bytes_ - 1) + 1);
+  if (!wrote) co_return fail(wrote.error());
+  if (!waited) co_return fail(waited.error());
+  // One that was in other hands during our sweep.
+  if (!*waited) co_return fail(write_error());
+  co_return co_await flush_device();
 }
 
 task<> address_space::flush() {
@@ -259,22 +304,22 @@ task<> address_space::flush() {
 }
 
 task<> address_space::sync_range(std::uint64_t offset, std::uint64_t length) {
+  if (length == 0) co_return result<>{};
   const std::uint64_t first = page_of(offset);
   const std::uint64_t end = page_of(offset + length - 1) + 1;
-  const result<std::uint64_t> wrote = co_await write_back(first, end, bio_fua);
-  if (!wrote) co_return fail(wrote.error());
-  // Every page went out with FUA by our own hand: durable. Otherwise somebody else wrote, or is
-  // writing, one of them.
-  if (*wrote == end - first) co_return result<>{};
-  const result<> waited = co_await wait_for_writeback(first, end);
-  if (!waited) co_return fail(waited.error());
-  // One that failed in his hands is dirty again: our own attempt tells.
-  const result<std::uint64_t> again = co_await write_back(first, end, bio_fua);
-  if (!again) co_return fail(again.error());
-  bio b(bio_op::flush, 0);
-  const std::int32_t status = co_await submit_and_wait(device_, b);
-  if (status != 0) co_return fail(-status);
-  co_return result<>{};
+  for (bool again = false;; again = true) {
+    const result<sweep> wrote = co_await write_back(offset, length, bio_fua);
+    if (!wrote) co_return fail(wrote.error());
+    // Every block of the range went out with FUA by our own hand: durable.
+    if (wrote->covered == end - first) co_return result<>{};
+    // Somebody else wrote, or is writing, some of it.
+    const result<bool> waited = co_await wait_for_writeback(first, end);
+    if (!waited) co_return fail(waited.error());
+    if (*waited) break;
+    // What failed in his hands is dirty again: our own attempt tells.
+    if (again) co_return fail(write_error());
+  }
+  co_return co_await flush_device();
 }
 
 void address_space::stop_flusher() noexcept {
@@ -283,7 +328,6 @@ void address_space::stop_flusher() noexcept {
 }
 
 task<> address_space::run_flusher() {
-  const std::uint64_t end = page_of(size_bytes_ - 1) + 1;
   std::uint64_t last_pass_ns = monotonic_clock::now_ns();
   flusher_running_.store(true, std::memory_order_release);  // release: pairs with throttled writers
   // acquire, here and below: pairs with stop_flusher.
@@ -300,9 +344,9 @@ task<> address_space::run_flusher() {
     const bool aged = now - last_pass_ns >= age_limit_ns;
     if (!aged && !cache_.over_background_limit()) continue;
     last_pass_ns = now;
-    const result<std::uint64_t> wrote = co_await write_back(0, end, 0);
+    const result<sweep> wrote = co_await write_back(0, size_bytes_, 0);
     // Nothing of ours to write, or it failed: no reason to spin until something changes.
-    if (wrote && *wrote != 0) continue;
+    if (wrote && wrote->pages != 0) continue;
     co_await flusher_wanted_.wait_unless(
         [this]() noexcept { return stopping_.load(std::memory_order_acquire); }, retry_pause_ns);
   }
