@@ -141,16 +141,13 @@ task<> address_space::wait_for(step s, std::uint64_t index, std::size_t from, st
     case step::over_limit: {
       p.reset();
       cache_.count().throttled_writes.add();
-      // Pages that cannot be written fill the limit: waiting would be for ever.
-      if (cache_.error_pages() >= cache_.dirty_limit_pages() / 2) {
-        const std::int32_t e =
-            error_.load(std::memory_order_relaxed);  // relaxed: says it all itself
-        co_return fail(e != 0 ? -e : EIO);
-      }
-      // acquire: pairs with run_flusher. Without one the writer does the flusher's work.
+      // acquire: pairs with run_flusher. Without one the writer does the flusher's work; what fails
+      // then is counted below.
       if (!flusher_running_.load(std::memory_order_acquire)) {
         co_await write_back(0, size_bytes_, 0);
       }
+      // Pages that cannot be written fill the limit: waiting would be for ever.
+      if (cache_.error_pages() >= cache_.dirty_limit_pages() / 2) co_return fail(write_error());
       flusher_wanted_.wake_all();
       co_await cache_.progress().wait_unless(
           [this]() noexcept { return !cache_.over_dirty_limit(); }, 100'000'000);
