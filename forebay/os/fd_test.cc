@@ -91,5 +91,22 @@ TEST(SignalFd, ReadsTheSignalsThatItBlocks) {
       .join();
 }
 
+TEST(SignalFd, WaitsForOneOfItsSignals) {
+  std::thread([] {
+    const auto fd = make_signal_fd({SIGUSR1, SIGUSR2});
+    ASSERT_TRUE(fd);
+    const pthread_t self = ::pthread_self();
+    std::thread sender([&] { ::pthread_kill(self, SIGUSR1); });
+    EXPECT_EQ(wait_for_signal(fd->get()).value(), SIGUSR1);
+    sender.join();
+    EXPECT_EQ(wait_for_signal(-1).error().value(), EBADF);
+    unblock_signals({SIGUSR1});
+    sigset_t blocked;
+    ASSERT_EQ(::pthread_sigmask(SIG_BLOCK, nullptr, &blocked), 0);
+    EXPECT_FALSE(sigismember(&blocked, SIGUSR1));
+    EXPECT_TRUE(sigismember(&blocked, SIGUSR2));
+  }).join();
+}
+
 }  // namespace
 }  // namespace forebay

@@ -62,6 +62,14 @@ TEST_F(File, OpenErrorsAreTold) {
   EXPECT_EQ(block_file::open(make_file("file", 1) + "/below", {}).error().value(), ENOTDIR);
 }
 
+// Also to a process that the permission bits do not bind.
+TEST_F(File, AFileThatNobodyMayWriteToIsNotOpenedForWriting) {
+  const std::string name = make_file("precious", block);
+  ASSERT_EQ(::chmod(name.c_str(), 0444), 0);
+  EXPECT_EQ(block_file::open(name, {}).error().value(), EACCES);
+  EXPECT_TRUE(block_file::open(name, {.read_only = true}));
+}
+
 TEST_F(File, AFifoIsRefusedWithoutWaitingForItsOtherEnd) {
   ASSERT_EQ(::mkfifo(path("fifo").c_str(), 0600), 0);
   for (const bool read_only : {false, true}) {

@@ -264,6 +264,34 @@ TEST_F(UnixSocket, ShutdownWakesAReader) {
   reader.join();
 }
 
+TEST_F(UnixSocket, ShutdownOfReceivingLetsSendingGoOn) {
+  std::array<int, 2> fds{};
+  ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds.data()), 0);
+  const unique_fd a(fds[0]);
+  const unique_fd b(fds[1]);
+  shutdown_receiving(a.get());
+  std::array<std::byte, 4> buffer{};
+  EXPECT_EQ(receive_all(a.get(), buffer).error(), errc::end_of_stream);
+  EXPECT_TRUE(send_all(a.get(), buffer));
+  EXPECT_TRUE(receive_all(b.get(), buffer));
+}
+
+TEST_F(UnixSocket, AMessageHeaderGathersItsSegments) {
+  std::array<int, 2> fds{};
+  ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds.data()), 0);
+  const unique_fd a(fds[0]);
+  const unique_fd b(fds[1]);
+  std::string first = "fore";
+  std::string second = "bay";
+  std::array<iovec, 2> segments = {iovec{first.data(), 4}, iovec{second.data(), 3}};
+  message_header header;
+  header.set(segments);
+  EXPECT_EQ(::sendmsg(a.get(), static_cast<const msghdr*>(header.get()), 0), 7);
+  std::array<char, 7> back{};
+  EXPECT_TRUE(receive_all(b.get(), std::as_writable_bytes(std::span(back))));
+  EXPECT_EQ(std::string(back.data(), 7), "forebay");
+}
+
 std::uint16_t port_of(const unique_fd& fd) {
   sockaddr_storage address{};
   socklen_t length = sizeof address;

