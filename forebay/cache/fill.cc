@@ -138,6 +138,7 @@ task<std::size_t> address_space::add_missing(std::uint64_t offset, std::size_t l
   while (n < wanted) {
     const std::uint64_t index = first + n;
     if (page_ref p = find(index); p) {
+      if (!p->test(page_referenced)) p->set(page_referenced);
       out[n++] = std::move(p);
       continue;
     }
@@ -210,7 +211,6 @@ task<std::size_t> address_space::pin(std::uint64_t offset, std::size_t length,
           error = filled.error();
         }
       }
-      if (i < n && !p.test(page_referenced)) p.set(page_referenced);
     }
     if (error) {
       for (std::size_t i = 0; i < n; ++i) out[i].reset();

@@ -44,6 +44,7 @@ address_space::step address_space::write_in_page(std::uint64_t index, std::size_
       unlock_page(*p);
       return step::page_writeback;
     }
+    if (!p->test(page_referenced)) p->set(page_referenced);
     cache_.count().hits.add();
   }
   const step s = write_locked(*p, from, data);
@@ -74,7 +75,6 @@ address_space::step address_space::write_locked(page& p, std::size_t from,
     set_uptodate(p, round_down(from, std::size_t{block_bytes_}),
                  std::min(round_up(to, std::size_t{block_bytes_}), valid), valid);
   }
-  if (!p.test(page_referenced)) p.set(page_referenced);
   mark_dirty(p);
   return step::done;
 }

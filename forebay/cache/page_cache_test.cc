@@ -1,0 +1,230 @@
+// page_cache: limits, eviction, statistics.
+
+#include "forebay/cache/page_cache.h"
+
+#include <gtest/gtest.h>
+
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "forebay/block/fault_device.h"
+#include "forebay/cache/test_space.h"
+
+namespace forebay {
+namespace {
+
+TEST(page_cache, size_has_limits) {
+  EXPECT_EQ(page_cache::create({.bytes = page_cache::min_bytes - 1}).error(), errc::too_small);
+  EXPECT_EQ(page_cache::create({.bytes = arena::max_bytes + 1}).error(), errc::too_large);
+  const auto cache = make_cache();
+  const auto s = cache->statistics();
+  EXPECT_LE(s.capacity_bytes, page_cache::min_bytes);
+  EXPECT_EQ(s.free_pages, s.capacity_pages);
+  EXPECT_GT(s.background_limit_pages, 0u);
+  EXPECT_LT(s.background_limit_pages, s.dirty_limit_pages);
+  EXPECT_LT(s.dirty_limit_pages, s.capacity_pages / 2);
+}
+
+TEST(page_cache, counts_are_exact_at_rest) {
+  const auto cache = make_cache();
+  memory_device dev(1u << 20);
+  {
+    address_space space(*cache, dev, {});
+    std::vector<std::byte> out(64 * page_bytes);
+    ASSERT_TRUE(sync_wait(space.read(0, out)));
+    auto s = cache->statistics();
+    EXPECT_EQ(s.misses, 64u);
+    EXPECT_EQ(s.hits, 0u);
+    EXPECT_EQ(s.pages_read, 64u);
+    EXPECT_EQ(s.resident_pages, 64u);
+    ASSERT_TRUE(sync_wait(space.read(0, out)));
+    s = cache->statistics();
+    EXPECT_EQ(s.misses, 64u);
+    EXPECT_EQ(s.hits, 64u);
+    EXPECT_EQ(s.pages_read, 64u);
+    ASSERT_TRUE(sync_wait(space.write(0, filled(3 * page_bytes, 1))));
+    s = cache->statistics();
+    EXPECT_EQ(s.dirty_pages, 3u);
+    EXPECT_EQ(s.hits, 67u);
+    EXPECT_EQ(s.pages_written, 0u);
+    ASSERT_TRUE(sync_wait(space.flush()));
+    s = cache->statistics();
+    EXPECT_EQ(s.dirty_pages, 0u);
+    EXPECT_EQ(s.writeback_pages, 0u);
+    EXPECT_EQ(s.pages_written, 3u);
+    EXPECT_EQ(s.evictions, 0u);
+    EXPECT_EQ(s.frame_waits, 0u);
+  }
+  expect_all_given_back(*cache);
+}
+
+TEST(page_cache, a_page_of_which_other_blocks_are_cached_is_a_miss) {
+  const auto cache = make_cache();
+  memory_device dev(1u << 20);
+  {
+    address_space space(*cache, dev, {});
+    std::vector<std::byte> out(512);
+    ASSERT_TRUE(sync_wait(space.read(0, out)));
+    EXPECT_EQ(cache->statistics().misses, 1u);
+    ASSERT_TRUE(sync_wait(space.read(2048, out)));
+    EXPECT_EQ(cache->statistics().misses, 2u) << "it had to be read";
+    EXPECT_EQ(cache->statistics().hits, 0u);
+    ASSERT_TRUE(sync_wait(space.read(2048, out)));
+    EXPECT_EQ(cache->statistics().hits, 1u);
+  }
+  expect_all_given_back(*cache);
+}
+
+TEST(page_cache, never_holds_more_than_its_capacity) {
+  const auto cache = make_cache();
+  memory_device dev(32u << 20);
+  {
+    address_space space(*cache, dev, {});
+    std::vector<std::byte> out(1u << 17);
+    for (std::uint64_t at = 0; at < dev.limits().size_bytes; at += out.size()) {
+      ASSERT_TRUE(sync_wait(space.read(at, out)));
+      const auto s = cache->statistics();
+      ASSERT_LE(s.resident_pages + s.free_pages, s.capacity_pages);
+    }
+    const auto s = cache->statistics();
+    EXPECT_GT(s.resident_pages, s.capacity_pages * 8 / 10) << "and uses what it has";
+    EXPECT_EQ(s.evictions, s.misses - s.resident_pages);
+    EXPECT_EQ(s.misses, (32u << 20) / page_bytes);
+  }
+  expect_all_given_back(*cache);
+}
+
+TEST(page_cache, pinned_and_dirty_pages_stay) {
+  const auto cache = make_cache();
+  memory_device dev(32u << 20);
+  {
+    address_space space(*cache, dev, {});
+    std::vector<page_ref> pins(100);
+    const auto n = sync_wait(space.pin(0, 100 * page_bytes, pins));
+    ASSERT_TRUE(n);
+    ASSERT_EQ(*n, 100u);
+    const auto data = filled(50 * page_bytes, 9);
+    ASSERT_TRUE(sync_wait(space.write(200 * page_bytes, data)));
+    const std::uint64_t misses = cache->statistics().misses;
+    std::vector<std::byte> out(1u << 17);
+    for (std::uint64_t at = 1u << 20; at < 24u << 20; at += out.size()) {
+      ASSERT_TRUE(sync_wait(space.read(at, out)));
+    }
+    const std::uint64_t misses_after = cache->statistics().misses;
+    EXPECT_EQ(misses_after - misses, (23u << 20) / page_bytes);
+    // All still there: nothing is read.
+    std::vector<page_ref> again(100);
+    EXPECT_TRUE(space.try_pin(0, 100 * page_bytes, again));
+    for (std::size_t i = 0; i < 100; ++i) EXPECT_EQ(again[i].get(), pins[i].get());
+    EXPECT_TRUE(space.try_pin(200 * page_bytes, 50 * page_bytes, again));
+    EXPECT_EQ(cache->statistics().dirty_pages, 50u);
+    again.clear();
+    pins.clear();
+    ASSERT_TRUE(sync_wait(space.flush()));
+    for (std::uint64_t at = 1u << 20; at < 32u << 20; at += out.size()) {
+      ASSERT_TRUE(sync_wait(space.read(at, out)));
+    }
+    std::vector<page_ref> gone(100);
+    EXPECT_FALSE(space.try_pin(0, 100 * page_bytes, gone)) << "now they may go";
+    EXPECT_FALSE(gone[0]) << "nothing stays pinned by an attempt that failed";
+  }
+  expect_all_given_back(*cache);
+}
+
+TEST(page_cache, a_page_in_use_survives_a_scan) {
+  const auto cache = make_cache();
+  memory_device dev(64u << 20);
+  {
+    address_space space(*cache, dev, {});
+    std::vector<std::byte> out(page_bytes);
+    ASSERT_TRUE(sync_wait(space.read(0, out)));
+    const std::uint64_t misses = cache->statistics().misses;
+    for (std::uint64_t at = page_bytes; at < 16u << 20; at += page_bytes) {
+      ASSERT_TRUE(sync_wait(space.read(at, out)));
+      if (at % (64 * page_bytes) == 0) {
+        std::array<page_ref, 1> pin;
+        ASSERT_TRUE(space.try_pin(0, 1, pin)) << at;
+      }
+    }
+    EXPECT_EQ(cache->statistics().misses - misses, (16u << 20) / page_bytes - 1);
+  }
+  expect_all_given_back(*cache);
+}
+
+TEST(page_cache, writers_are_throttled_at_the_limit) {
+  const auto cache = make_cache();
+  memory_device dev(32u << 20);
+  {
+    address_space space(*cache, dev, {});
+    const std::uint64_t limit = cache->dirty_limit_pages();
+    const auto data = filled(page_bytes, 1);
+    std::uint64_t at = 0;
+    // Without a wait exactly up to the limit.
+    while (space.try_write(at, data) == data.size()) at += page_bytes;
+    EXPECT_EQ(at / page_bytes, limit);
+    EXPECT_EQ(cache->dirty_pages(), limit);
+    EXPECT_EQ(space.try_write(0, data), data.size()) << "what is dirty already may be written";
+    EXPECT_EQ(cache->dirty_pages(), limit);
+    EXPECT_EQ(cache->statistics().throttled_writes, 0u);
+    for (; at < 32u << 20; at += page_bytes) {
+      ASSERT_TRUE(sync_wait(space.write(at, data)));
+      ASSERT_LE(cache->dirty_pages(), limit);
+    }
+    EXPECT_GT(cache->statistics().throttled_writes, 0u);
+    ASSERT_TRUE(sync_wait(space.flush()));
+    EXPECT_EQ(cache->statistics().pages_written, (32u << 20) / page_bytes + 0u);
+  }
+  expect_all_given_back(*cache);
+}
+
+TEST(page_cache, a_device_that_fails_stops_its_writers_until_it_is_healed) {
+  const auto cache = make_cache();
+  memory_device dev(32u << 20);
+  fault_device failing(dev);
+  {
+    address_space space(*cache, failing, {});
+    failing.inject({.op = bio_op::write, .error = ENOSPC});
+    const auto data = filled(page_bytes, 1);
+    std::error_code e;
+    std::uint64_t at = 0;
+    for (; at < 32u << 20 && !e; at += page_bytes) {
+      if (const auto r = sync_wait(space.write(at, data)); !r) e = r.error();
+    }
+    EXPECT_EQ(e.value(), ENOSPC);
+    EXPECT_GE(cache->statistics().error_pages, cache->dirty_limit_pages() / 2);
+    failing.heal();
+    // There is no flusher: the writer itself finds out that the device is well again.
+    EXPECT_TRUE(sync_wait(space.write(at, data)));
+    EXPECT_TRUE(sync_wait(space.flush()));
+    EXPECT_EQ(cache->statistics().error_pages, 0u);
+  }
+  expect_all_given_back(*cache);
+}
+
+TEST(page_cache, address_spaces_share_it) {
+  const auto cache = make_cache();
+  memory_device dev_a(16u << 20);
+  memory_device dev_b(16u << 20);
+  {
+    address_space a(*cache, dev_a, {});
+    address_space b(*cache, dev_b, {.block_bytes = 4096});
+    std::vector<std::byte> out(1u << 16);
+    for (std::uint64_t at = 0; at < 16u << 20; at += out.size()) {
+      ASSERT_TRUE(sync_wait(a.write(at, filled(out.size(), 1))));
+      ASSERT_TRUE(sync_wait(b.write(at, filled(out.size(), 2))));
+      ASSERT_TRUE(sync_wait(a.flush()));
+      ASSERT_TRUE(sync_wait(b.flush()));
+    }
+    for (std::uint64_t at = 0; at < 16u << 20; at += out.size()) {
+      ASSERT_TRUE(sync_wait(a.read(at, out)));
+      ASSERT_EQ(out, filled(out.size(), 1));
+      ASSERT_TRUE(sync_wait(b.read(at, out)));
+      ASSERT_EQ(out, filled(out.size(), 2));
+    }
+  }
+  expect_all_given_back(*cache);
+}
+
+}  // namespace
+}  // namespace forebay
