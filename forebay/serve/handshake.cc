@@ -246,6 +246,8 @@ bool connection::option_go(nbd::option which, std::span<const std::byte> data) {
 
 void connection::option_meta_context(nbd::option which, std::span<const std::byte> data) {
   const bool listing = which == nbd::option::list_meta_context;
+  // A SET replaces what an earlier one has selected even when it fails.
+  if (!listing) session_.allocation_of = nullptr;
   if (!session_.structured) return reply_option(which, nbd::option_reply::error_invalid);
   option_reader in(data);
   const std::string name(in.take_text(in.take<std::uint32_t>()));
