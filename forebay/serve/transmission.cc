@@ -148,6 +148,8 @@ task<> connection::dispatch(nbd::request r) {
 }
 
 task<> connection::receive_write(nbd::request r) {
+  // The client may hold the payload back until it has the replies to its earlier requests.
+  out_.kick();
   std::error_code error;
   if (const int e = validate(r); e != 0) {
     // The payload has to be got out of the way, within reason.
