@@ -51,7 +51,8 @@ int connection::validate(const nbd::request& r) const noexcept {
     return c == nbd::command::write || c == nbd::command::write_zeroes ? ENOSPC : EINVAL;
   }
   if ((c == nbd::command::read || c == nbd::command::write) && r.length > nbd::max_payload_bytes) {
-    return EOVERFLOW;
+    // The protocol keeps NBD_EOVERFLOW for reads that must not be fragmented.
+    return (r.flags & nbd::flag_df) != 0 ? EOVERFLOW : EINVAL;
   }
   if ((r.flags & nbd::flag_df) != 0 && !session_.structured) return EINVAL;
   if (c == nbd::command::block_status && session_.allocation_of != session_.exported) return EINVAL;
