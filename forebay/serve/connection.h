@@ -9,7 +9,8 @@
 // they are ready.
 //
 // Bounds: `max_tasks` requests under way; copies of write payload that waits within the service's
-// budget; pages pinned for replies within the share that the service gives a connection. At a bound
+// budget; pages pinned for replies within the share that the service gives a connection; about
+// 0.5 MiB of replies that the client does not receive. At a bound
 // the connection is not read from until there is room: back-pressure.
 //
 // One thread, the loop's that it was accepted for.

@@ -98,6 +98,10 @@ task<> connection::handshake() {
   session_.no_zeroes = (flags & nbd::no_zeroes) != 0;
 
   while (session_.exported == nullptr) {
+    // One option at a time: who does not receive the replies is not asked for more.
+    while (!out_.idle()) {
+      co_await out_.progress().wait_unless([this]() noexcept { return out_.idle(); });
+    }
     r = co_await in_.fill(16);
     if (!r) co_return r;
     const std::byte* at = in_.available().data();

@@ -44,6 +44,9 @@ class reply_queue {
   bool idle() const noexcept { return !sending_ && !kicked_ && closed_.empty() && !building_; }
   bool broken() const noexcept { return broken_; }
 
+  // So much waits for a peer that does not receive that nothing more should be asked for.
+  bool full() const noexcept { return closed_.size() >= max_closed; }
+
   // Woken whenever a batch has gone out or the peer has.
   wait_queue& progress() noexcept { return progress_; }
 
@@ -53,6 +56,7 @@ class reply_queue {
  private:
   static constexpr std::size_t max_iovecs = 1000;  // below the kernel's 1024
   static constexpr std::size_t header_room = 16384;
+  static constexpr std::size_t max_closed = 16;  // batches, of about 32 KiB
 
   struct batch;
 

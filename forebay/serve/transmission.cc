@@ -75,6 +75,10 @@ task<> connection::transmit() {
       if (!r) co_return r;
       arrived_ns_ = monotonic_clock::now_ns();
     }
+    while (out_.full()) {
+      out_.kick();
+      co_await out_.progress().wait_unless([this]() noexcept { return !out_.full(); });
+    }
     if (stopping_ || out_.broken()) co_return fail(errc::end_of_stream);
     const std::byte* at = in_.available().data();
     if (nbd::load<std::uint32_t>(at) != nbd::request_magic) co_return fail(errc::protocol);
