@@ -135,7 +135,11 @@ result<> server::shutdown(const std::function<void(std::uint64_t)>& progress) {
   if (workers_.empty()) return {};
   workers_.front()->run_and_wait([this] { return stop_accepting(); });
   for (auto& w : workers_) {
-    w->run_and_wait([&w] { return w->drain(drain_grace_ns); });
+    w->run_and_wait([&w] { return w->begin_drain(); });
+  }
+  const std::uint64_t deadline = monotonic_clock::now_ns() + drain_grace_ns;
+  for (auto& w : workers_) {
+    w->run_and_wait([&w, deadline] { return w->drain(deadline); });
   }
   std::error_code outcome;
   workers_.front()->run_and_wait([&] { return final_flush(&outcome); },

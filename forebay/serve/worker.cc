@@ -111,14 +111,17 @@ task<> server::worker::serve_client(client* c) {
   co_return result<>{};
 }
 
-task<> server::worker::drain(std::uint64_t grace_ns) {
+task<> server::worker::begin_drain() {
   draining_ = true;
   for (connection& c : connections_) c.stop();
+  co_return result<>{};
+}
+
+task<> server::worker::drain(std::uint64_t deadline_ns) {
   const auto empty = [this]() noexcept { return connections_.empty(); };
-  const std::uint64_t deadline = monotonic_clock::now_ns() + grace_ns;
-  while (!empty() && monotonic_clock::now_ns() < deadline) {
-    co_await client_left_.wait_unless(empty,
-                                      deadline - std::min(deadline, monotonic_clock::now_ns()));
+  while (!empty() && monotonic_clock::now_ns() < deadline_ns) {
+    co_await client_left_.wait_unless(
+        empty, deadline_ns - std::min(deadline_ns, monotonic_clock::now_ns()));
   }
   for (connection& c : connections_) c.abandon();
   co_await clients_.idle();

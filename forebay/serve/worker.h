@@ -31,9 +31,11 @@ class server::worker {
   // Gives the worker a client; any thread.
   void adopt(unique_fd socket);
 
-  // Asks its clients to leave, answers what is under way and waits for them at most `grace_ns`;
-  // then cuts them off.
-  task<> drain(std::uint64_t grace_ns);
+  // Takes no more clients and asks its own to leave.
+  task<> begin_drain();
+  // Answers what is under way and waits for the clients at most until `deadline_ns`; then cuts
+  // them off.
+  task<> drain(std::uint64_t deadline_ns);
 
   // Waits for the background tasks, which have been told to end, then stop().
   void finish();
