@@ -35,7 +35,7 @@ struct reply_queue::batch {
   }
 };
 
-reply_queue::reply_queue(loop& on, int fd) noexcept : loop_(on), fd_(fd) {
+reply_queue::reply_queue(loop& on, int fd) : loop_(on), fd_(fd) {
   kick_event_.self = this;
   kick_event_.run = [](completion& c) noexcept {
     reply_queue& q = *static_cast<event&>(c).self;

@@ -23,7 +23,7 @@ namespace forebay {
 
 class reply_queue {
  public:
-  reply_queue(loop& on, int fd) noexcept;
+  reply_queue(loop& on, int fd);
   ~reply_queue();
   reply_queue(const reply_queue&) = delete;
   reply_queue& operator=(const reply_queue&) = delete;

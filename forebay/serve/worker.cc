@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <new>
 
 namespace forebay {
 
@@ -85,14 +86,20 @@ void server::worker::adopt(unique_fd socket) {
     worker* self = nullptr;
     unique_fd socket;
   };
-  auto* a = new arrival;
+  auto* a = new (std::nothrow) arrival;
+  if (a == nullptr) return server_.client_left();
   a->self = this;
   a->socket = std::move(socket);
   a->completion::run = [](completion& c) noexcept {
     const std::unique_ptr<arrival> mine(static_cast<arrival*>(&c));
     worker& w = *mine->self;
     if (w.draining_) return w.server_.client_left();
-    auto* made = new client(w.server_, *w.loop_, std::move(mine->socket));
+    client* made = nullptr;
+    try {
+      made = new client(w.server_, *w.loop_, std::move(mine->socket));
+    } catch (const std::bad_alloc&) {
+      return w.server_.client_left();
+    }
     w.connections_.push_back(made->conn);
     if (!w.serve_client(made).spawn(w.clients_)) {
       delete made;

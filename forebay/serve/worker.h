@@ -28,7 +28,7 @@ class server::worker {
   // The same, and waits for its end, calling `tick` about five times a second.
   void run_and_wait(maker make, const std::function<void()>& tick = {});
 
-  // Gives the worker a client; any thread.
+  // Gives the worker a client; any thread. Without memory for it the client is turned away.
   void adopt(unique_fd socket);
 
   // Takes no more clients and asks its own to leave.
