@@ -59,18 +59,25 @@ task<> connection::do_write_zeroes(const nbd::request& r) {
   co_return co_await space.flush();
 }
 
-// Waits until so many more pages may be pinned for replies. Who holds the gate does not wait for
-// those behind it.
+// Waits until so many more pages may be pinned for replies, in turn: small reads do not starve a
+// large one. Who holds the gate does not wait for those behind it.
 task<> connection::reserve_pins(std::size_t pages, bool gate_is_mine) {
-  const auto fits = [this, pages, gate_is_mine]() noexcept {
+  const std::uint64_t turn = gate_is_mine ? 0 : pin_turns_given_++;
+  const auto fits = [this, pages, gate_is_mine, turn]() noexcept {
+    if (out_.broken()) return true;
+    if (!gate_is_mine && turn != pin_turn_) return false;
     const std::size_t taken = out_.pinned_pages() + (gate_is_mine ? 0 : reserved_pins_);
-    return taken == 0 || out_.broken() || taken + pages <= host_.pin_allowance();
+    return taken == 0 || taken + pages <= host_.pin_allowance();
   };
   while (!fits()) {
     out_.kick();
     co_await out_.progress().wait_unless(fits);
   }
   reserved_pins_ += pages;
+  if (!gate_is_mine) {
+    ++pin_turn_;
+    if (pins_awaited()) out_.progress().wake_all();
+  }
   co_return result<>{};
 }
 
@@ -91,7 +98,10 @@ task<> connection::do_read(nbd::request r) {
     const std::uint64_t pages_left = ((r.end() - 1) >> page_shift) - (at >> page_shift) + 1;
     const std::size_t pages =
         std::min({pages_left, std::uint64_t{read_pages_max}, std::uint64_t{host_.pin_allowance()}});
-    co_await reserve_pins(pages, gate_is_mine);
+    if (const result<> reserved = co_await reserve_pins(pages, gate_is_mine); !reserved) {
+      error = reserved.error();
+      break;
+    }
     const std::uint64_t want = std::min(r.end() - at, pages * page_bytes - at % page_bytes);
     const result<std::size_t> pinned = co_await space.pin(at, want, {pins.data(), pages});
     if (!gate_is_mine) {

@@ -113,6 +113,7 @@ class connection {
   task<> do_write_zeroes(const nbd::request& r);
   task<> do_block_status(nbd::request r);
   task<> reserve_pins(std::size_t pages, bool gate_is_mine);
+  bool pins_awaited() const noexcept { return pin_turn_ != pin_turns_given_; }
 
   // reply.cc
   void reply(const nbd::request& r, std::error_code error);
@@ -131,6 +132,8 @@ class connection {
   task_group tasks_;
   wait_queue task_ended_;
   std::size_t reserved_pins_ = 0;  // promised to reads that have not pinned yet
+  std::uint64_t pin_turns_given_ = 0;
+  std::uint64_t pin_turn_ = 0;  // whose turn it is to reserve
   // Closed while a reply of several parts that must not be mixed with others (the data of a simple
   // reply) is being appended; everybody else waits at it before he appends.
   bool gate_closed_ = false;

@@ -96,7 +96,7 @@ task<> connection::transmit() {
 
 // Answers a read that is a hit all over; false if it is anything else.
 bool connection::read_at_once(const nbd::request& r) {
-  if (r.length == 0 || gate_closed_ || validate(r) != 0) return false;
+  if (r.length == 0 || gate_closed_ || pins_awaited() || validate(r) != 0) return false;
   const std::size_t pages = pages_of(r.offset, r.length);
   if (pages > at_once_pages ||
       out_.pinned_pages() + reserved_pins_ + pages > host_.pin_allowance()) {
