@@ -22,7 +22,11 @@ result<std::unique_ptr<server>> server::create(const server_options& opts, memor
   auto cache =
       page_cache::create({.bytes = opts.cache_bytes, .huge_pages = opts.huge_pages}, source);
   if (!cache) return fail(cache.error());
-  return std::unique_ptr<server>(new server(opts, std::move(*cache)));
+  // Every client may pin a page, so that it gets on, and all of them together no more than a share.
+  server_options bounded = opts;
+  bounded.max_clients = static_cast<unsigned>(
+      std::min<std::size_t>(opts.max_clients, (*cache)->memory().page_count() / pin_share));
+  return std::unique_ptr<server>(new server(bounded, std::move(*cache)));
 }
 
 server::server(const server_options& opts, std::unique_ptr<page_cache> cache)

@@ -25,7 +25,7 @@ namespace forebay {
 struct server_options {
   std::size_t cache_bytes = 256u << 20;
   unsigned threads = 1;         // 1 to 64
-  unsigned max_clients = 1024;  // more are turned away
+  unsigned max_clients = 1024;  // more are turned away; at most one for each 4 pages of cache
   bool huge_pages = true;
 };
 
