@@ -121,6 +121,18 @@ void address_space::mark_dirty(page& p) noexcept {
   }
 }
 
+// Where in [offset, end) the first page begins that is dirty or under write-back: at `offset` if
+// that lies inside one, at UINT64_MAX if there is none.
+std::uint64_t address_space::next_unwritten(std::uint64_t offset, std::uint64_t end) noexcept {
+  const scoped_lock hold(lock_);
+  std::uint64_t first = UINT64_MAX;
+  for (const page_tag tag : {page_tag::dirty, page_tag::writeback}) {
+    const auto found = index_.next_tagged(page_of(offset), page_of(end - 1) + 1, tag);
+    if (found) first = std::min(first, std::max(offset, found->index << page_shift));
+  }
+  return first;
+}
+
 result<std::vector<address_space::extent>> address_space::extents(std::uint64_t offset,
                                                                   std::uint64_t length,
                                                                   std::size_t max_extents) {
@@ -134,25 +146,19 @@ result<std::vector<address_space::extent>> address_space::extents(std::uint64_t 
   };
   const std::uint64_t end = offset + length;
   while (offset < end && out.size() <= max_extents) {
+    // Data that waits in the cache to be written is data. Asked before the device: what is written
+    // back in between is found by one of the two.
+    const std::uint64_t cached = next_unwritten(offset, end);
     const auto on_device = device_.extent_at(offset);
     if (!on_device) return fail(on_device.error());
-    std::uint64_t stop = std::min(end, std::max(on_device->end_bytes, offset + 1));
+    const std::uint64_t step_end = round_up(offset + 1, std::uint64_t{block_bytes_});
+    std::uint64_t stop = std::min(end, std::max(on_device->end_bytes, step_end));
     bool hole = on_device->hole;
-    if (hole) {
-      // Data that waits in the cache to be written is data.
-      const scoped_lock hold(lock_);
-      const std::uint64_t last = page_of(stop - 1) + 1;
-      std::uint64_t data = UINT64_MAX;
-      for (const page_tag tag : {page_tag::dirty, page_tag::writeback}) {
-        const auto found = index_.next_tagged(page_of(offset), last, tag);
-        if (found) data = std::min(data, found->index << page_shift);
-      }
-      if (data <= offset) {
-        hole = false;
-        stop = std::min(stop, round_up(offset + 1, std::uint64_t{page_bytes}));
-      } else {
-        stop = std::min(stop, data);
-      }
+    if (hole && cached == offset) {
+      hole = false;
+      stop = std::min(stop, round_up(offset + 1, std::uint64_t{page_bytes}));
+    } else if (hole) {
+      stop = std::min(stop, cached);
     }
     add(stop - offset, hole);
     offset = stop;

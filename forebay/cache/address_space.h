@@ -156,6 +156,8 @@ class address_space {
   }
   add_outcome add_page(std::uint64_t index, page& p) noexcept FOREBAY_EXCLUDES(lock_);
   void remove_page(page& p) noexcept FOREBAY_EXCLUDES(lock_);
+  std::uint64_t next_unwritten(std::uint64_t offset, std::uint64_t end) noexcept
+      FOREBAY_EXCLUDES(lock_);
   void mark_dirty(page& p) noexcept FOREBAY_EXCLUDES(lock_);
   bool being_discarded(std::uint64_t index) const noexcept FOREBAY_REQUIRES(lock_);
   auto discard_over(std::uint64_t index) noexcept {
@@ -168,7 +170,7 @@ class address_space {
   // fill.cc: reading
   task<std::size_t> add_missing(std::uint64_t offset, std::size_t length, std::span<page_ref> out,
                                 bio_batch& batch);
-  task<> fill_page(page& p, std::size_t from, std::size_t to);
+  task<bool> fill_page(page& p, std::size_t from, std::size_t to);
   task<> fill_locked(page& p, std::size_t from, std::size_t to);
   bool fill_from_hole(std::uint64_t offset, std::byte* data, std::size_t bytes,
                       std::uint64_t& data_until) noexcept;
@@ -205,7 +207,10 @@ class address_space {
 
   // discard.cc
   task<> punch_pages(std::uint64_t first, std::uint64_t end, bio_op op, std::uint8_t flags);
-  task<> drop_pages(std::uint64_t first, std::uint64_t end);
+  page_ref next_page(std::uint64_t& at, std::uint64_t end) noexcept FOREBAY_EXCLUDES(lock_);
+  void drop_page(page& p) noexcept FOREBAY_EXCLUDES(lock_);
+  bool discard_overlaps(std::uint64_t first, std::uint64_t end) const noexcept
+      FOREBAY_REQUIRES(lock_);
   void zero_in_place(page& p) noexcept;
 
   page_cache& cache_;

@@ -102,7 +102,9 @@ TEST(address_space, threads_on_their_own_stripes_keep_their_data) {
           written[slot] = rng() | 1;
           block.fill(written[slot]);
           ASSERT_TRUE(sync_wait(r.space->write(offset, std::as_bytes(std::span(block)))));
-          if (rng() % 64 == 0) ASSERT_TRUE(sync_wait(r.space->flush()));
+          if (rng() % 64 == 0) {
+            ASSERT_TRUE(sync_wait(r.space->flush()));
+          }
         } else {
           ASSERT_TRUE(sync_wait(r.space->read(offset, std::as_writable_bytes(std::span(block)))));
           for (const auto word : block) ASSERT_EQ(word, written[slot]);

@@ -39,54 +39,51 @@ void address_space::zero_in_place(page& p) noexcept {
   }
 }
 
-// Takes the pages of a range off the cache after the device has emptied it.
-task<> address_space::drop_pages(std::uint64_t first, std::uint64_t end) {
-  for (std::uint64_t at = first;;) {
-    page_ref p;
-    {
-      const scoped_lock hold(lock_);
-      const auto found = index_.next(at, end);
-      if (!found) break;
-      found->frame->refs.get();  // the index holds one while we hold lock_
-      p = page_ref::adopt(*found->frame);
-      at = found->index + 1;
-    }
-    while (!try_lock_page(*p)) co_await wait_until_clear(*p, page_locked);
-    if (owns(*p)) {
-      // Others may be reading the buffers of a page that they have pinned, so such a page stays.
-      if (page_buffers(*p) != nullptr) {
-        zero_in_place(*p);
-      } else {
-        remove_page(*p);
-      }
-    }
-    unlock_page(*p);
+// Pins the first page of [at, end) and moves `at` past it; none: nothing pinned.
+page_ref address_space::next_page(std::uint64_t& at, std::uint64_t end) noexcept {
+  const scoped_lock hold(lock_);
+  const auto found = index_.next(at, end);
+  if (!found) return {};
+  at = found->index + 1;
+  found->frame->refs.get();  // the index holds one while we hold lock_
+  return page_ref::adopt(*found->frame);
+}
+
+// Forgets what a locked page holds, the device having emptied it.
+void address_space::drop_page(page& p) noexcept {
+  if (!owns(p)) return;
+  // Others may be reading the buffers of a page that they have pinned, so such a page stays.
+  if (page_buffers(p) != nullptr) {
+    zero_in_place(p);
+  } else {
+    remove_page(p);
   }
-  cache_.progress().wake_all();
-  co_return result<>{};
+}
+
+bool address_space::discard_overlaps(std::uint64_t first, std::uint64_t end) const noexcept {
+  auto& list = const_cast<intrusive_list<punch, &punch::link>&>(punches_);
+  return std::any_of(list.begin(), list.end(), [first, end](const punch& other) {
+    return other.first < end && first < other.end;
+  });
 }
 
 // Has the device empty whole pages. Until it has succeeded the cache is left as it is, so a failure
-// changes nothing.
+// changes nothing; from then on nothing can fail, which is why no task is awaited any more.
 task<> address_space::punch_pages(std::uint64_t first, std::uint64_t end, bio_op op,
                                   std::uint8_t flags) {
   punch range{first, end, {}};
-  for (bool entered = false; !entered;) {
+  for (;;) {
     {
       const scoped_lock hold(lock_);
-      entered = std::none_of(punches_.begin(), punches_.end(), [&](const punch& other) {
-        return other.first < end && first < other.end;
-      });
-      if (entered) punches_.push_back(range);
+      if (!discard_overlaps(first, end)) {
+        punches_.push_back(range);
+        break;
+      }
     }
-    if (!entered) {
-      co_await punch_done_.wait_unless([this, first, end]() noexcept {
-        const scoped_lock hold(lock_);
-        return std::none_of(punches_.begin(), punches_.end(), [&](const punch& other) {
-          return other.first < end && first < other.end;
-        });
-      });
-    }
+    co_await punch_done_.wait_unless([this, first, end]() noexcept {
+      const scoped_lock hold(lock_);
+      return !discard_overlaps(first, end);
+    });
   }
   result<> r;
   if (const result<bool> waited = co_await wait_for_writeback(first, end); !waited) {
@@ -100,7 +97,13 @@ task<> address_space::punch_pages(std::uint64_t first, std::uint64_t end, bio_op
   }
   if (r) {
     may_have_holes_.store(true, std::memory_order_relaxed);  // relaxed: a hint
-    r = co_await drop_pages(first, end);
+    std::uint64_t at = first;
+    while (const page_ref p = next_page(at, end)) {
+      while (!try_lock_page(*p)) co_await wait_until_clear(*p, page_locked);
+      drop_page(*p);
+      unlock_page(*p);
+    }
+    cache_.progress().wake_all();
   }
   {
     const scoped_lock hold(lock_);
@@ -132,8 +135,11 @@ task<> address_space::write_zeroes(std::uint64_t offset, std::uint64_t length, z
     if (r) {
       const std::uint64_t head_end = first << page_shift;
       const std::uint64_t tail = std::min(last << page_shift, end);
-      const result<> head = co_await write_zero_pages(offset, head_end - offset);
-      if (!head) co_return fail(head.error());
+      if (head_end != offset) {
+        const result<> head = co_await write_zero_pages(offset, head_end - offset);
+        if (!head) co_return fail(head.error());
+      }
+      if (tail == end) co_return result<>{};
       co_return co_await write_zero_pages(tail, end - tail);
     }
     if (!is_unsupported(r.error()) || opts.only_fast) co_return fail(r.error());

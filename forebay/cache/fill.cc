@@ -203,12 +203,15 @@ task<std::size_t> address_space::pin(std::uint64_t offset, std::size_t length,
       const auto [from, to] = part_of(first + i, offset, end);
       page& p = *out[i];
       if (!is_uptodate(p, from, to)) {
-        const result<> filled = co_await fill_page(p, from, to);
-        if (!filled && filled.error() == std::errc::resource_unavailable_try_again) {
+        // Found, but not of use as it was.
+        cache_.count().hits.add(-1);
+        cache_.count().misses.add(1);
+        const result<bool> filled = co_await fill_page(p, from, to);
+        if (!filled) {
+          error = filled.error();
+        } else if (!*filled) {
           for (std::size_t j = i; j < n; ++j) out[j].reset();
           n = i;
-        } else if (!filled) {
-          error = filled.error();
         }
       }
     }
@@ -223,17 +226,15 @@ task<std::size_t> address_space::pin(std::uint64_t offset, std::size_t length,
   }
 }
 
-// Fills a part of a page that the caller holds; EAGAIN if it is no longer in the index.
-task<> address_space::fill_page(page& p, std::size_t from, std::size_t to) {
+// Fills a part of a page that the caller holds; false if the page is no longer in the index.
+task<bool> address_space::fill_page(page& p, std::size_t from, std::size_t to) {
   while (!try_lock_page(p)) co_await wait_until_clear(p, page_locked);
   result<> r;
-  if (!owns(p)) {
-    r = fail(EAGAIN);
-  } else if (!is_uptodate(p, from, to)) {
-    r = co_await fill_locked(p, from, to);
-  }
+  const bool here = owns(p);
+  if (here && !is_uptodate(p, from, to)) r = co_await fill_locked(p, from, to);
   unlock_page(p);
-  co_return r;
+  if (!r) co_return fail(r.error());
+  co_return here;
 }
 
 // Reads those blocks of [from, to) that are not uptodate into a locked page.

@@ -131,11 +131,12 @@ task<> address_space::wait_for(step s, std::uint64_t index, std::size_t from, st
       co_await discard_over(index);
       break;
     case step::needs_read: {
-      // The two edges; the blocks between them are about to be overwritten.
-      result<> r;
+      // The two edges; the blocks between them are about to be overwritten. A page that has left
+      // the index meanwhile is looked for again.
+      result<bool> r = true;
       if (!is_aligned(from, std::size_t{block_bytes_})) r = co_await fill_page(*p, from, from + 1);
       if (r && !is_aligned(to, std::size_t{block_bytes_})) r = co_await fill_page(*p, to - 1, to);
-      if (!r && r.error() != std::errc::resource_unavailable_try_again) co_return fail(r.error());
+      if (!r) co_return fail(r.error());
       break;
     }
     case step::over_limit: {
