@@ -155,7 +155,8 @@ TEST(sync_range, waits_for_a_page_that_failed_in_other_hands_and_is_under_way_ag
 // Flushes that arrive while one runs share the next one, which covers what they came after.
 task<> flushes_share(race& t) {
   std::array<outcome, 4> outcomes;
-  const auto write = [&](std::uint64_t at) { return t.space->write(at, filled(page_bytes, 1)); };
+  const auto data = filled(page_bytes, 1);
+  const auto write = [&](std::uint64_t at) { return t.space->write(at, data); };
   co_await write(0);
   EXPECT_TRUE(t.start(t.space->flush(), outcomes[0]));
   EXPECT_TRUE(t.dev.end(bio_op::write, 0));
