@@ -20,11 +20,6 @@ struct deadline : completion {
   timer when;
 };
 
-// Lets everything else that is ready run first.
-auto yield_turn() noexcept {
-  return await_completion([](completion& c) noexcept { executor::current()->ready(c); });
-}
-
 }  // namespace
 
 connection::connection(connection_host& host, loop& on, unique_fd socket)

@@ -47,6 +47,11 @@ class connection_host {
   virtual void return_payload_budget(std::size_t bytes) noexcept = 0;
 };
 
+// Lets everything else that is ready run first, and unwinds the stack.
+inline auto yield_turn() noexcept {
+  return await_completion([](completion& c) noexcept { executor::current()->ready(c); });
+}
+
 class connection {
  public:
   connection(connection_host& host, loop& on, unique_fd socket);

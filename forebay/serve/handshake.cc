@@ -102,6 +102,7 @@ task<> connection::handshake() {
     while (!out_.idle()) {
       co_await out_.progress().wait_unless([this]() noexcept { return out_.idle(); });
     }
+    if (out_.broken()) co_return fail(errc::end_of_stream);
     r = co_await in_.fill(16);
     if (!r) co_return r;
     const std::byte* at = in_.available().data();

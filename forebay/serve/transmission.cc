@@ -14,6 +14,8 @@ namespace {
 constexpr std::size_t whole_write_bytes = 64u << 10;
 // A read up to this many pages is answered at once if all of them are there.
 constexpr std::size_t at_once_pages = 64;
+// Requests of other kinds that are parsed before other connections have their turn.
+constexpr unsigned dispatches_in_turn = 256;
 
 std::size_t pages_of(std::uint64_t offset, std::uint64_t length) noexcept {
   return ((offset + length - 1) >> page_shift) - (offset >> page_shift) + 1;
@@ -68,7 +70,7 @@ bool connection::must_sync(const nbd::request& r) const noexcept {
 }
 
 task<> connection::transmit() {
-  for (;;) {
+  for (unsigned dispatched = 0;;) {
     if (in_.available().size() < nbd::request_bytes) {
       out_.kick();
       const result<> r = co_await in_.fill(nbd::request_bytes);
@@ -89,6 +91,9 @@ task<> connection::transmit() {
     if (r.what() == nbd::command::disconnect) co_return result<>{};
     if (r.what() == nbd::command::read && read_at_once(r)) continue;
     if (r.what() == nbd::command::write && write_at_once(r)) continue;
+    // Others get their turn beside a client that sends without end. It also bounds the stack where
+    // a compiler without optimisation makes no tail call of a task that ends without waiting.
+    if (++dispatched % dispatches_in_turn == 0) co_await yield_turn();
     const result<> handled = co_await dispatch(r);
     if (!handled) co_return handled;
   }
@@ -131,7 +136,7 @@ bool connection::spawn(task<> work) {
 
 void connection::task_done() noexcept {
   session_.exported->in_flight().add(-1);
-  out_.kick();
+  out_.send_soon();
   task_ended_.wake_all();
 }
 
