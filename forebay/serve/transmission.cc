@@ -211,7 +211,10 @@ task<> connection::write_waiting(nbd::request r, std::byte* copy, std::size_t do
   const std::size_t left = r.length - done;
   const result<> written = co_await session_.exported->space().write(r.offset + done, {copy, left});
   host_.return_payload_budget(left);
-  co_return co_await finish_write(r, written ? std::error_code{} : written.error());
+  // Not in the call: GCC 12 evaluates both sides of a conditional inside a co_await.
+  std::error_code error;
+  if (!written) error = written.error();
+  co_return co_await finish_write(r, error);
 }
 
 // A long write, applied as it comes in: the value is how it went; an error, that the client is
