@@ -131,7 +131,6 @@ def numbers(bench, good):
         "18446744073709551616",
         "99999999999999999999G",
         "16 M B",
-        "0x10M",
         "M",
     ):
         bench.serve(f"--cache {size!r}", good, f"--cache={size}", says=["cache"])

@@ -166,7 +166,7 @@ def test(directory):
     image = sparse_file(os.path.join(directory, "disk.img"), IMAGE)
     regions = [Region(number) for number in range(CLIENTS)]
     with Server(image, cache=CACHE) as server:
-        asyncio.run(flood(server, regions, 8 * MIB, 40))
+        asyncio.run(flood(server, regions, 16 * MIB, 40))
         check_memory(server, "64 clients at work")
 
         half = CLIENTS // 2

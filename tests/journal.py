@@ -226,15 +226,16 @@ class Load:
 
     async def read(self, client, first, count):
         journal = self.journal
-        bounds = [journal.bound(journal.acked, unit) for unit in range(first, first + count)]
+        units = range(first, first + count)
+        bounds = [journal.bound(journal.acked, unit) for unit in units]
+        # A read that runs beside a change to the unit may see any mixture of before and after.
+        calm = [0 if journal.busy[unit] else journal.issued[unit] + 1 for unit in units]
         data = await client.read(first * journal.unit, count * journal.unit)
-        for index, bound in enumerate(bounds):
-            unit = first + index
-            # A trim sent meanwhile lifts the bound.
-            bound = bound if bound > journal.trimmed[unit] else 0
-            problem = journal.judge(
-                unit, data[index * journal.unit : (index + 1) * journal.unit], bound
-            )
+        for index, unit in enumerate(units):
+            if calm[index] != journal.issued[unit] + 1:
+                continue
+            content = data[index * journal.unit : (index + 1) * journal.unit]
+            problem = journal.judge(unit, content, bounds[index])
             if problem:
                 raise Failure(f"a read while the server ran: {problem}")
 

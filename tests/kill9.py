@@ -37,9 +37,8 @@ def test(directory):
     total = {}
     for turn in range(ROUNDS):
         through = turn % 5 == 4
-        server = Server(
-            image, cache=CACHE, options=["--write-through" if through else "--write-back"]
-        )
+        mode = "--write-through" if through else "--write-back"
+        server = Server(image, cache=CACHE, options=[mode, "--threads", turn % 2 + 1])
         load = Load(journal, connections=3, depth=6, seed=random.getrandbits(32))
         try:
             asyncio.run(load_and_kill(load, server, random.uniform(0.05, 0.8)))
@@ -54,7 +53,6 @@ def test(directory):
         bounds = journal.acked if through else journal.durable
         count, wrong = journal.judge_image(image, bounds, everything=turn % 10 == 9)
         judged += count
-        mode = "write-through" if through else "write-back"
         expect(
             not wrong,
             f"round {turn} ({mode}): {len(wrong)} of {count} units are wrong:\n"

@@ -67,7 +67,7 @@ def need_device(path):
         raise Skip(f"there is no {path}")
 
 
-def run(*command, check=True, timeout=90, **options):
+def run(*command, check=True, timeout=45, **options):
     """Runs a command to its end, with its output captured as text; fails with that output unless it
     returns 0."""
     environment = dict(os.environ, LC_ALL="C", PATH=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
@@ -239,13 +239,15 @@ class Server:
         """Asks it to leave, and returns the exit status."""
         if self.process.poll() is None:
             self.process.send_signal(number)
+        return self.left(seconds)
+
+    def left(self, seconds=60):
+        """Waits until it has left by itself, and returns the exit status."""
         try:
             self.status = self.process.wait(seconds)
         except subprocess.TimeoutExpired:
             self.kill()
-            raise Failure(
-                f"the server did not leave within {seconds} s of signal {number}\n{self.stderr()}"
-            )
+            raise Failure(f"the server did not leave within {seconds} s\n{self.stderr()}")
         return self.status
 
     def __enter__(self):

@@ -8,7 +8,7 @@ import socket
 import struct
 
 import nbd
-from lib import KIB, MIB, PAGE, expect, main
+from lib import KIB, MIB, PAGE, allocated, expect, main
 from wire import SIZE, expect_errors, pattern, run_cases
 
 
@@ -89,7 +89,7 @@ def too_long_write(wire):
                 length = (client.block_sizes[2] // len(evil) + 200) * len(evil)
                 try:
                     payload = evil * (length // len(evil))
-                    error = client.call(nbd.CMD_WRITE, SIZE // 2, length, 0, payload).error
+                    error = client.call(nbd.CMD_WRITE, PAGE, length, 0, payload).error
                     allowed = (0, nbd.EINVAL, nbd.EOVERFLOW)
                     expect(error in allowed, f"write of {length}: error {error}")
                     client.read(0, PAGE)
@@ -206,13 +206,24 @@ def write_zeroes(wire):
             expect(client.read(0, MIB) == bytes(want), f"flags {flags}: wrong data")
             client.flush()
             expect(client.read(0, MIB) == bytes(want), f"flags {flags}: wrong data after a flush")
-            if flags & nbd.NO_HOLE and not reply.error:
-                holes = [
-                    extent
-                    for extent in client.status(64 * KIB, 512 * KIB)
-                    if extent[1] & nbd.STATE_HOLE
-                ]
-                expect(not holes, f"NO_HOLE has left holes: {holes}")
+
+
+def no_hole(wire):
+    """NO_HOLE: zeros that have their storage, whether that was a hole or data before."""
+    image = wire.server.images[0]
+    with wire.client() as client:
+        client.trim(0, SIZE)
+        client.flush()
+        before = allocated(image)
+        client.zero(0, 4 * MIB, nbd.NO_HOLE)
+        client.write(8 * MIB, pattern(4 * MIB))
+        client.zero(8 * MIB, 4 * MIB, nbd.NO_HOLE | nbd.FUA)
+        client.flush()
+        grown = allocated(image) - before
+        expect(
+            grown >= 8 * MIB, f"8 MiB of zeros without holes take {grown} bytes more than a hole"
+        )
+        expect(client.read(0, 12 * MIB) == bytes(12 * MIB), "zeros that are not zero")
 
 
 def status(wire):
@@ -521,6 +532,7 @@ STEPS = [
     fragments,
     hole_chunks,
     write_zeroes,
+    no_hole,
     status,
     status_without_context,
     cache,

@@ -31,6 +31,7 @@ def fio(name, target, jobs, extra=(), check=True):
         f"--offset_increment={share}",
         "--verify_fatal=1",
         "--verify_dump=0",
+        "--verify_state_save=0",
         "--group_reporting=1",
         "--thread=1",
     ]
@@ -63,9 +64,13 @@ def test(directory):
     need("fio")
     engines = run("fio", "--enghelp").stdout
     expect("nbd" in engines.split(), "this fio has no nbd engine")
-    for mode, jobs in (("--write-back", 1), ("--write-back", 4), ("--write-through", 4)):
+    for mode, jobs, threads in (
+        ("--write-back", 1, 1),
+        ("--write-back", 4, 2),
+        ("--write-through", 4, 1),
+    ):
         image = sparse_file(os.path.join(directory, "disk.img"), IMAGE)
-        with Server(image, cache=CACHE, options=[mode]) as server:
+        with Server(image, cache=CACHE, options=[mode, "--threads", threads]) as server:
             _, text = fio(
                 "write", over_nbd(server, 32), jobs, ["--verify_backlog=64", "--end_fsync=1"]
             )
@@ -86,7 +91,7 @@ def test(directory):
                 f"fio verified too little: {read} {written}\n{text}",
             )
         fio("again", ["--ioengine=psync", f"--filename={image}"], jobs, ["--verify_only=1"])
-        say(f"{mode}, {jobs} connection(s): no mismatch")
+        say(f"{mode}, {jobs} connection(s), {threads} thread(s): no mismatch")
     # The same check must see a single wrong byte.
     with open(image, "r+b") as file:
         file.seek(IMAGE // 3 + 1234)
