@@ -23,6 +23,7 @@
 //
 // Thread-safety: all of it may be used from any thread that has an executor; the try_ functions
 // from any thread. Offsets and lengths are bytes and lie inside the device; the caller checks them.
+// A range of no bytes is nothing to do.
 #pragma once
 
 #include <span>

@@ -91,6 +91,7 @@ void address_space::for_each_page(const bio& b, F f) noexcept {
 
 bool address_space::try_pin(std::uint64_t offset, std::size_t length,
                             std::span<page_ref> out) noexcept {
+  if (length == 0) return true;
   const std::uint64_t end = offset + length;
   const std::uint64_t first = page_of(offset);
   const std::uint64_t last = page_of(end - 1);
@@ -189,6 +190,7 @@ void address_space::end_read(address_space& self, const bio& b) noexcept {
 
 task<std::size_t> address_space::pin(std::uint64_t offset, std::size_t length,
                                      std::span<page_ref> out) {
+  if (length == 0) co_return std::size_t{0};
   const std::uint64_t end = offset + length;
   const std::uint64_t first = page_of(offset);
   for (;;) {
