@@ -1,0 +1,329 @@
+// reply_queue and receive_buffer over socket pairs, in a loop on the test's thread.
+
+#include "forebay/serve/reply_queue.h"
+
+#include <atomic>
+
+#include "forebay/serve/receive_buffer.h"
+#include "forebay/serve/test_server.h"
+
+namespace forebay {
+namespace {
+
+struct socket_pair {
+  socket_pair() {
+    int fds[2];
+    FOREBAY_ASSERT(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds) == 0);
+    ours = unique_fd(fds[0]);
+    theirs = unique_fd(fds[1]);
+    const timeval limit{20, 0};
+    ::setsockopt(fds[1], SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
+  }
+  unique_fd ours;
+  unique_fd theirs;
+};
+
+// Runs the task that `make` gives on a loop to its end.
+template <typename Make>
+void run_on_loop(Make make) {
+  struct start : completion {
+    Make* make = nullptr;
+    loop* on = nullptr;
+    task_group group;
+    static task<> run_all(start* s) {
+      co_await (*s->make)(*s->on);
+      s->on->stop();
+      co_return result<>{};
+    }
+  };
+  auto on = loop::create();
+  FOREBAY_ASSERT(on.has_value());
+  start s;
+  s.make = &make;
+  s.on = on->get();
+  s.completion::run = [](completion& c) noexcept {
+    auto& self = static_cast<start&>(c);
+    FOREBAY_ASSERT(start::run_all(&self).spawn(self.group));
+  };
+  (*on)->post(s);
+  (*on)->run();
+}
+
+task<> wait_until_idle(reply_queue& q) {
+  while (!q.idle()) {
+    co_await q.progress().wait_unless([&q]() noexcept { return q.idle(); });
+  }
+  co_return result<>{};
+}
+
+std::unique_ptr<arena> make_arena() {
+  auto a = arena::create({.bytes = 4 * arena::min_bytes, .huge_pages = false});
+  FOREBAY_ASSERT(a.has_value());
+  return std::move(*a);
+}
+
+std::vector<page_ref> make_pages(arena& a, std::size_t n) {
+  std::vector<page_ref> pages;
+  for (std::size_t i = 0; i < n; ++i) {
+    page* p = a.allocate(0);
+    FOREBAY_ASSERT(p != nullptr);
+    pages.push_back(page_ref::adopt(*p));
+    std::memset(p->data(), static_cast<int>(i + 1), page_bytes);
+  }
+  return pages;
+}
+
+// Receives `n` bytes in pieces of `step`.
+bytes receive_slowly(int fd, std::size_t n, std::size_t step) {
+  bytes all(n);
+  std::size_t at = 0;
+  while (at < n) {
+    const ssize_t got = ::recv(fd, all.data() + at, std::min(step, n - at), 0);
+    if (got <= 0) break;
+    at += static_cast<std::size_t>(got);
+  }
+  all.resize(at);
+  return all;
+}
+
+TEST(ReplyQueue, SendsWhatWasAppendedInOrder) {
+  socket_pair s;
+  run_on_loop([&](loop& on) -> task<> {
+    reply_queue q(on, s.ours.get());
+    EXPECT_TRUE(q.idle());
+    for (const char* text : {"one ", "two ", "three"}) q.append(to_bytes(text).data(), 4);
+    q.append(nullptr, 0);
+    EXPECT_FALSE(q.idle());
+    q.kick();
+    q.kick();
+    co_await wait_until_idle(q);
+    EXPECT_EQ(q.sent_bytes(), 12u);
+    EXPECT_FALSE(q.broken());
+    co_return result<>{};
+  });
+  EXPECT_EQ(receive_slowly(s.theirs.get(), 12, 12), to_bytes("one two thre"));
+}
+
+TEST(ReplyQueue, KickWithNothingToSendEnds) {
+  socket_pair s;
+  run_on_loop([&](loop& on) -> task<> {
+    reply_queue q(on, s.ours.get());
+    q.kick();
+    EXPECT_FALSE(q.idle());
+    co_await wait_until_idle(q);
+    co_return result<>{};
+  });
+}
+
+// More than fits a socket's buffer, more headers and more segments than fit one batch, copies that
+// are longer than a batch's room, pages between them.
+TEST(ReplyQueue, ManyBatchesWithPartialSendsArriveWhole) {
+  socket_pair s;
+  const int small = 8192;
+  ::setsockopt(s.ours.get(), SOL_SOCKET, SO_SNDBUF, &small, sizeof small);
+  auto memory = make_arena();
+  const std::size_t free_before = memory->free_pages();
+  std::mt19937_64 rng(1);
+  bytes expected;
+  bytes received;
+  std::size_t total = 0;
+  {
+    std::vector<page_ref> pages = make_pages(*memory, 300);
+    std::vector<bytes> copies;
+    for (unsigned i = 0; i < 2500; ++i) copies.push_back(random_payload(rng, 1 + i % 40));
+    for (unsigned i = 0; i < 10; ++i) copies.push_back(random_payload(rng, 3000 + i * 3000));
+    std::size_t next_page = 0;
+    for (std::size_t i = 0; i < copies.size(); ++i) {
+      expected.insert(expected.end(), copies[i].begin(), copies[i].end());
+      if (i % 8 == 0 && next_page < pages.size()) {
+        const std::byte* p = pages[next_page++]->data();
+        expected.insert(expected.end(), p + 17, p + page_bytes);
+      }
+    }
+    total = expected.size();
+    std::thread peer([&] { received = receive_slowly(s.theirs.get(), total, 5000); });
+    run_on_loop([&](loop& on) -> task<> {
+      reply_queue q(on, s.ours.get());
+      std::size_t at = 0;
+      for (std::size_t i = 0; i < copies.size(); ++i) {
+        q.append(copies[i].data(), copies[i].size());
+        if (i % 8 == 0 && at < pages.size()) {
+          q.append_pages({&pages[at++], 1}, 17, page_bytes - 17);
+        }
+        if (i == 100) q.kick();
+      }
+      EXPECT_EQ(q.pinned_pages(), pages.size());
+      co_await wait_until_idle(q);
+      EXPECT_EQ(q.pinned_pages(), 0u);
+      EXPECT_EQ(q.sent_bytes(), total);
+      co_return result<>{};
+    });
+    peer.join();
+    for (const page_ref& p : pages) EXPECT_FALSE(p);
+  }
+  EXPECT_EQ(received.size(), expected.size());
+  EXPECT_TRUE(received == expected);
+  EXPECT_EQ(memory->free_pages(), free_before);
+}
+
+TEST(ReplyQueue, PagesInOneCallAreCutAtBothEnds) {
+  socket_pair s;
+  auto memory = make_arena();
+  std::vector<page_ref> pages = make_pages(*memory, 3);
+  run_on_loop([&](loop& on) -> task<> {
+    reply_queue q(on, s.ours.get());
+    q.append_pages(pages, 4000, 96 + 4096 + 5);
+    q.kick();
+    co_await wait_until_idle(q);
+    co_return result<>{};
+  });
+  bytes expected(96, std::byte{1});
+  expected.insert(expected.end(), 4096, std::byte{2});
+  expected.insert(expected.end(), 5, std::byte{3});
+  EXPECT_EQ(receive_slowly(s.theirs.get(), expected.size(), 65536), expected);
+}
+
+TEST(ReplyQueue, PeerThatLeavesBreaksItAndFreesThePins) {
+  socket_pair s;
+  auto memory = make_arena();
+  const std::size_t free_before = memory->free_pages();
+  run_on_loop([&](loop& on) -> task<> {
+    reply_queue q(on, s.ours.get());
+    std::vector<page_ref> pages = make_pages(*memory, 200);
+    q.append_pages(pages, 0, pages.size() * page_bytes);
+    q.kick();
+    co_await sleep_for(20'000'000);  // the socket's buffer is full now
+    EXPECT_FALSE(q.idle());
+    const bytes more(20000);
+    q.append(more.data(), more.size());
+    s.theirs.reset();
+    co_await wait_until_idle(q);
+    EXPECT_TRUE(q.broken());
+    EXPECT_FALSE(q.full());
+    EXPECT_EQ(q.pinned_pages(), 0u);
+    // What comes later is dropped at once.
+    pages = make_pages(*memory, 2);
+    q.append(more.data(), more.size());
+    q.append_pages(pages, 0, 2 * page_bytes);
+    q.kick();
+    EXPECT_TRUE(q.idle());
+    co_return result<>{};
+  });
+  EXPECT_EQ(memory->free_pages(), free_before);
+}
+
+TEST(ReplyQueue, IsFullWhileManyBatchesWait) {
+  socket_pair s;
+  std::thread peer;
+  run_on_loop([&](loop& on) -> task<> {
+    reply_queue q(on, s.ours.get());
+    const bytes piece(4000);
+    std::size_t total = 0;
+    q.append(piece.data(), piece.size());
+    q.kick();
+    while (!q.full()) {
+      q.append(piece.data(), piece.size());
+      total += piece.size();
+      EXPECT_LT(total, 4u << 20);
+      if (total >= 4u << 20) break;
+    }
+    total += piece.size();
+    peer = std::thread([fd = s.theirs.get(), total] { receive_slowly(fd, total, 65536); });
+    co_await q.progress().wait_unless([&q]() noexcept { return !q.full(); });
+    EXPECT_FALSE(q.full());
+    co_await wait_until_idle(q);
+    co_return result<>{};
+  });
+  peer.join();
+}
+
+TEST(ReceiveBuffer, FillsByteByByte) {
+  socket_pair s;
+  std::mt19937_64 rng(2);
+  const bytes sent = random_payload(rng, 300);
+  std::thread peer([&] {
+    for (const std::byte b : sent) static_cast<void>(send_all(s.theirs.get(), {&b, 1}));
+  });
+  bytes got;
+  run_on_loop([&](loop&) -> task<> {
+    receive_buffer in(s.ours.get());
+    while (got.size() < sent.size()) {
+      const result<> r = co_await in.fill(3);
+      EXPECT_TRUE(r);
+      if (!r) break;
+      const auto a = in.available().first(3);
+      got.insert(got.end(), a.begin(), a.end());
+      in.consume(3);
+    }
+    EXPECT_TRUE(in.available().empty());
+    EXPECT_EQ(in.received_bytes(), sent.size());
+    co_return result<>{};
+  });
+  peer.join();
+  EXPECT_EQ(got, sent);
+}
+
+// Takes of every size up to the whole buffer, across its end again and again.
+TEST(ReceiveBuffer, WrapsWithoutLosingAByte) {
+  socket_pair s;
+  std::mt19937_64 rng(3);
+  const bytes sent = random_payload(rng, 5u << 20);
+  std::thread peer([&] { static_cast<void>(send_all(s.theirs.get(), sent)); });
+  std::size_t at = 0;
+  run_on_loop([&](loop&) -> task<> {
+    receive_buffer in(s.ours.get());
+    while (at < sent.size()) {
+      std::size_t n = rng() % 3 == 0 ? 28 : 1 + rng() % receive_buffer::capacity;
+      n = std::min(n, sent.size() - at);
+      const result<> r = co_await in.fill(n);
+      EXPECT_TRUE(r);
+      if (!r) break;
+      EXPECT_GE(in.available().size(), n);
+      if (std::memcmp(in.available().data(), sent.data() + at, n) != 0) {
+        ADD_FAILURE() << "at " << at;
+        break;
+      }
+      in.consume(n);
+      at += n;
+    }
+    co_return result<>{};
+  });
+  s.ours.reset();
+  peer.join();
+  EXPECT_EQ(at, sent.size());
+}
+
+TEST(ReceiveBuffer, SkipsMoreThanItHolds) {
+  socket_pair s;
+  bytes sent(1u << 20);
+  sent.back() = std::byte{42};
+  std::thread peer([&] { static_cast<void>(send_all(s.theirs.get(), sent)); });
+  run_on_loop([&](loop&) -> task<> {
+    receive_buffer in(s.ours.get());
+    EXPECT_TRUE(co_await in.skip(0));
+    EXPECT_TRUE(co_await in.skip(sent.size() - 1));
+    EXPECT_TRUE(co_await in.fill(1));
+    EXPECT_EQ(in.available().front(), std::byte{42});
+    co_return result<>{};
+  });
+  peer.join();
+}
+
+TEST(ReceiveBuffer, EndOfStreamInTheMiddle) {
+  socket_pair s;
+  ASSERT_TRUE(send_all(s.theirs.get(), to_bytes("abc")));
+  s.theirs.reset();
+  run_on_loop([&](loop&) -> task<> {
+    receive_buffer in(s.ours.get());
+    const result<> r = co_await in.fill(4);
+    EXPECT_FALSE(r);
+    EXPECT_EQ(r.error(), errc::end_of_stream);
+    EXPECT_EQ(in.available().size(), 3u);
+    const result<> skipped = co_await in.skip(4);
+    EXPECT_FALSE(skipped);
+    co_return result<>{};
+  });
+}
+
+}  // namespace
+}  // namespace forebay
