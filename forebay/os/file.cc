@@ -10,8 +10,10 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <climits>
 #include <cstring>
+#include <thread>
 
 #ifndef STATX_DIOALIGN
 #define STATX_DIOALIGN 0x00002000U
@@ -93,6 +95,19 @@ result<> transfer(int fd, std::span<iovec> segments, std::uint64_t offset, bool 
   return {};
 }
 
+// A process that is killed keeps its locks for a moment: the kernel takes its io_uring down, which
+// holds the file, after it has gone. So a lock that is held is tried again for a while.
+result<> lock_image(int fd, bool shared) {
+  constexpr int attempts = 50;
+  constexpr std::chrono::milliseconds pause(20);
+  for (int i = 1; ::flock(fd, (shared ? LOCK_SH : LOCK_EX) | LOCK_NB) != 0; ++i) {
+    if (errno != EWOULDBLOCK && errno != EINTR) return fail_errno();
+    if (i == attempts) return fail(errc::in_use);
+    std::this_thread::sleep_for(pause);
+  }
+  return {};
+}
+
 }  // namespace
 
 std::span<iovec> advance_segments(std::span<iovec> segments, std::size_t done_bytes) noexcept {
@@ -121,10 +136,7 @@ result<block_file> block_file::open(const std::string& path, options opts) {
   file_geometry g;
   auto fd = open_fd(path, opts, g.direct);
   if (!fd) return fail(fd.error());
-  if (::flock(fd->get(), (opts.read_only ? LOCK_SH : LOCK_EX) | LOCK_NB) != 0) {
-    if (errno == EWOULDBLOCK) return fail(errc::in_use);
-    return fail_errno();
-  }
+  if (auto r = lock_image(fd->get(), opts.read_only); !r) return fail(r.error());
   if (::fstat(fd->get(), &st) != 0) return fail_errno();
   if (auto r = check_kind(st); !r) return fail(r.error());
 
@@ -143,6 +155,11 @@ result<block_file> block_file::open(const std::string& path, options opts) {
   }
   if (g.size_bytes == 0) return fail(errc::empty_device);
   return block_file(std::move(*fd), g);
+}
+
+block_file::~block_file() {
+  // The lock belongs to the open file, which a ring may hold for longer than this object.
+  if (fd_) ::flock(fd_.get(), LOCK_UN);
 }
 
 result<> block_file::read(std::span<iovec> segments, std::uint64_t offset_bytes) const {

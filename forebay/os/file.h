@@ -51,6 +51,11 @@ class block_file {
   // errc::empty_device, errc::in_use.
   static result<block_file> open(const std::string& path, options opts);
 
+  block_file(block_file&&) noexcept = default;
+  block_file& operator=(block_file&&) noexcept = default;
+  // Gives up the lock and closes.
+  ~block_file();
+
   int fd() const noexcept { return fd_.get(); }
   const file_geometry& geometry() const noexcept { return geometry_; }
 
