@@ -1,6 +1,6 @@
 // The page cache: one arena of frames shared by any number of address spaces, kept inside its size.
 //
-// Everything that is cached lies in the arena: pages, index nodes, buffer heads, bios. So its size
+// Everything that is cached lies in the arena: pages, index nodes, buffer heads. So its size
 // bounds the whole, and a shortage of any of them is met the same way, by taking clean pages off.
 //
 // Eviction is CLOCK in its list form (FIFO with reinsertion): a hit sets page_referenced and

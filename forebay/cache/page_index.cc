@@ -142,6 +142,7 @@ void page_index::clear_tag(std::uint64_t index, page_tag tag) noexcept {
   auto slot = static_cast<unsigned>(index) & (fanout - 1);
   for (node* n = leaf_of(index); n != nullptr; n = n->parent) {
     std::uint64_t& word = n->tags[static_cast<unsigned>(tag)];
+    if ((word & (1ull << slot)) == 0) return;  // and so nothing of it above
     word &= ~(1ull << slot);
     if (word != 0) return;
     slot = n->offset;

@@ -117,7 +117,8 @@ std::string endpoint::nbd_uri(const std::string& export_name) const {
   if (is_unix()) return "nbd+unix:///" + file + "?socket=" + percent_encode(path, "/");
   const bool v6 = host.find(':') != std::string::npos;
   const std::string encoded = percent_encode(host, ":");
-  const std::string name = host.empty() ? "localhost" : v6 ? "[" + encoded + "]" : encoded;
+  std::string name = host.empty() ? "localhost" : encoded;
+  if (v6) name.insert(0, 1, '[').push_back(']');
   const std::string at = port == 10809 ? "" : ":" + std::to_string(port);
   return "nbd://" + name + at + (file.empty() ? "" : "/" + file);
 }
@@ -215,6 +216,12 @@ void message_header::set(std::span<iovec> segments) noexcept {
   auto* header = std::launder(reinterpret_cast<msghdr*>(&storage_));
   header->msg_iov = segments.data();
   header->msg_iovlen = segments.size();
+}
+
+std::int32_t send_now(int fd, const message_header& message) noexcept {
+  const ssize_t n =
+      ::sendmsg(fd, static_cast<const msghdr*>(message.get()), MSG_NOSIGNAL | MSG_DONTWAIT);
+  return n < 0 ? -errno : static_cast<std::int32_t>(n);
 }
 
 void remove_socket_file(const std::string& path) noexcept { ::unlink(path.c_str()); }

@@ -69,6 +69,10 @@ class message_header {
   } storage_;
 };
 
+// Sends what goes without waiting: a count of bytes, or a negative errno (-EAGAIN when nothing
+// goes).
+std::int32_t send_now(int fd, const message_header& message) noexcept;
+
 // Removes a unix socket's file; an error is of no consequence.
 void remove_socket_file(const std::string& path) noexcept;
 

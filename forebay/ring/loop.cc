@@ -34,7 +34,10 @@ void loop::submit(const uring_submission& s, completion& done) noexcept {
   if (auto r = queue_.submit(s, done); !r) {
     done.status = -to_errno(r.error());
     ready(done);
+    return;
   }
+  // What cannot be handed over now stays queued for the turn's end.
+  if (queue_.queued() >= hand_over_batch) static_cast<void>(queue_.ring_doorbell(0));
 }
 
 void loop::cancel(completion& target) noexcept {

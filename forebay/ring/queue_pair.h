@@ -44,6 +44,9 @@ class uring_queue_pair {
   // `timeout_ns`; 0 only looks.
   result<> ring_doorbell(std::uint64_t timeout_ns);
 
+  // Submissions that are queued and not handed over yet.
+  unsigned queued() const noexcept { return ring_.queued(); }
+
   // The next ended operation, null when there is none for now.
   completion* reap() noexcept;
 

@@ -9,15 +9,14 @@
 namespace forebay {
 namespace {
 
+constexpr std::size_t short_read_pages = 4;
 constexpr std::size_t read_pages_max = 256;  // pinned at a time for one read
 constexpr std::size_t status_extents_max = 1024;
 
 }  // namespace
 
 task<> connection::run_command(nbd::request r) {
-  if (r.what() == nbd::command::read && r.length != 0) {
-    co_await do_read(r);
-  } else if (r.what() == nbd::command::block_status && r.length != 0) {
+  if (r.what() == nbd::command::block_status && r.length != 0) {
     co_await do_block_status(r);
   } else {
     const result<> done = co_await do_command(r);
@@ -81,15 +80,17 @@ task<> connection::reserve_pins(std::size_t pages, bool gate_is_mine) {
   co_return result<>{};
 }
 
+// `MaxPages`: pinned at a time, which is most of the task's size.
+template <std::size_t MaxPages>
 task<> connection::do_read(nbd::request r) {
   address_space& space = session_.exported->space();
   // One header for all of the data, which then must follow without a gap.
   const bool whole = !session_.structured || (r.flags & nbd::flag_df) != 0;
-  std::array<page_ref, read_pages_max> pins;
+  std::array<page_ref, MaxPages> pins;
   std::error_code error;
   std::uint64_t at = r.offset;
   bool gate_is_mine = false;
-  if (whole && r.length > read_pages_max * page_bytes) {
+  if (whole && r.length > MaxPages * page_bytes) {
     // Errors can be told only before the header: meet them now.
     const result<> fetched = co_await space.prefetch(r.offset, r.length);
     if (!fetched) error = fetched.error();
@@ -97,7 +98,7 @@ task<> connection::do_read(nbd::request r) {
   while (at < r.end() && !error && !out_.broken()) {
     const std::uint64_t pages_left = ((r.end() - 1) >> page_shift) - (at >> page_shift) + 1;
     const std::size_t pages =
-        std::min({pages_left, std::uint64_t{read_pages_max}, std::uint64_t{host_.pin_allowance()}});
+        std::min({pages_left, std::uint64_t{MaxPages}, std::uint64_t{host_.pin_allowance()}});
     if (const result<> reserved = co_await reserve_pins(pages, gate_is_mine); !reserved) {
       error = reserved.error();
       break;
@@ -123,7 +124,7 @@ task<> connection::do_read(nbd::request r) {
     } else {
       reply_pages(r, at, bytes, got, last);
     }
-    out_.kick();
+    out_.send_soon();
     at += bytes;
   }
   if (gate_is_mine) {
@@ -131,16 +132,21 @@ task<> connection::do_read(nbd::request r) {
     gate_opened_.wake_all();
   }
   out_.progress().wake_all();  // pins that were reserved and not used
-  if (!error) co_return result<>{};
-  if (whole && at != r.offset) {
+  if (error && whole && at != r.offset) {
     // Data was promised that cannot be had, and there is no way to say so but to leave.
     account(r, true);
     shutdown_socket(socket_.get());
-    co_return result<>{};
+  } else if (error) {
+    while (gate_closed_) co_await gate();
+    reply(r, error);
   }
-  while (gate_closed_) co_await gate();
-  reply(r, error);
+  task_done();
   co_return result<>{};
+}
+
+task<> connection::run_read(const nbd::request& r) {
+  const std::uint64_t pages = ((r.end() - 1) >> page_shift) - (r.offset >> page_shift) + 1;
+  return pages <= short_read_pages ? do_read<short_read_pages>(r) : do_read<read_pages_max>(r);
 }
 
 task<> connection::do_block_status(nbd::request r) {

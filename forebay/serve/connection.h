@@ -114,6 +114,8 @@ class connection {
   // commands.cc
   task<> run_command(nbd::request r);
   task<> do_command(const nbd::request& r);
+  task<> run_read(const nbd::request& r);
+  template <std::size_t MaxPages>
   task<> do_read(nbd::request r);
   task<> do_write_zeroes(const nbd::request& r);
   task<> do_block_status(nbd::request r);

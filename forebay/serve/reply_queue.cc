@@ -98,18 +98,36 @@ void reply_queue::kick() noexcept {
   loop_.defer(kick_event_);
 }
 
-void reply_queue::start_send() noexcept {
-  if (sending_ || broken_) return;
+void reply_queue::send_soon() noexcept {
+  const bool enough = building_ && building_->pins.size() >= early_pins;
+  if (!enough || sending_ || broken_ || !closed_.empty()) return kick();
+  // Straight away: a submission's end would be seen only after all that is ready now.
+  take_next();
+  const std::int32_t n = send_now(fd_, sending_->message);
+  if (n == -EAGAIN) return submit_send();
+  sent(n);
+}
+
+// The next batch becomes the one that is being sent; false if there is none.
+bool reply_queue::take_next() noexcept {
   if (!closed_.empty()) {
     sending_ = std::move(closed_.front());
     closed_.pop_front();
-  } else if (building_) {
-    sending_ = std::move(building_);
   } else {
-    return;
+    sending_ = std::move(building_);
   }
+  if (!sending_) return false;
   batch& b = *sending_;
   b.message.set({b.iovecs.data() + b.first_unsent, b.iovec_count - b.first_unsent});
+  return true;
+}
+
+void reply_queue::start_send() noexcept {
+  if (!sending_ && !broken_ && take_next()) submit_send();
+}
+
+void reply_queue::submit_send() noexcept {
+  const batch& b = *sending_;
   loop_.submit({.opcode = uring_opcode::sendmsg,
                 .fd = fd_,
                 .address = b.message.get(),

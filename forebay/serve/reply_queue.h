@@ -37,6 +37,10 @@ class reply_queue {
   // Sends what has been appended, together with what this turn of the loop still appends.
   void kick() noexcept;
 
+  // The same for replies that have been waited for: once a few have gathered they do not wait for
+  // the turn's end, so that the client works on them while the rest is being made.
+  void send_soon() noexcept;
+
   // Pages pinned by replies that are not sent yet.
   std::size_t pinned_pages() const noexcept { return pinned_; }
 
@@ -56,12 +60,15 @@ class reply_queue {
  private:
   static constexpr std::size_t max_iovecs = 1000;  // below the kernel's 1024
   static constexpr std::size_t header_room = 16384;
+  static constexpr std::size_t early_pins = 4;
   static constexpr std::size_t max_closed = 16;  // batches, of about 32 KiB
 
   struct batch;
 
   batch& open_batch(std::size_t iovecs, std::size_t header_bytes);
+  bool take_next() noexcept;
   void start_send() noexcept;
+  void submit_send() noexcept;
   void sent(std::int32_t status) noexcept;
   void recycle(std::unique_ptr<batch> b) noexcept;
 

@@ -150,7 +150,8 @@ task<> connection::dispatch(nbd::request r) {
   if (const int e = validate(r); e != 0) {
     while (gate_closed_) co_await gate();
     reply(r, {e, std::generic_category()});
-  } else if (!spawn(run_command(r))) {
+  } else if (!spawn(r.what() == nbd::command::read && r.length != 0 ? run_read(r)
+                                                                    : run_command(r))) {
     while (gate_closed_) co_await gate();
     reply(r, std::make_error_code(std::errc::not_enough_memory));
   }
