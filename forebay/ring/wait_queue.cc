@@ -19,8 +19,8 @@ void wait_queue::start_timer(waiter& w, std::uint64_t timeout_ns) noexcept {
   w.home_->start(w.timer_);
 }
 
-// A wake has taken the waiter off the list. If its timer went off too, that record is still queued: the one that runs last
-// resumes.
+// A wake has taken the waiter off the list. If its timer went off too, that record is still queued:
+// the one that runs last resumes.
 void wait_queue::on_woken(waiter& w) noexcept {
   w.woken_ran_ = true;
   if (!w.timed_ || w.expired_ran_ || w.home_->cancel(w.timer_)) w.handle_.resume();

@@ -1,11 +1,17 @@
-// Waiting for a condition, across threads: coroutines queue up, whoever makes the condition true wakes them.
+// Waiting for a condition, across threads: coroutines queue up, whoever makes the condition true
+// wakes them.
 //
-//   co_await q.wait_unless([&] { return free > 0; });            // suspends only while the condition is false
-//   co_await q.wait_unless(condition, 1'000'000);                // for at most a millisecond
+//   // suspends only while the condition is false:
+//   co_await q.wait_unless([&] { return free > 0; });
+//
+//   // the same, for at most a millisecond:
+//   co_await q.wait_unless(condition, 1'000'000);
+//
 //   ...
 //   free.fetch_add(1); q.wake_all();
 //
-// A wake-up is a hint: the caller looks at its condition again. Each waiter resumes on the executor that it waited on.
+// A wake-up is a hint: the caller looks at its condition again. Each waiter resumes on the executor
+// that it waited on.
 //
 // Locks: lock_ guards the list; it is a leaf, and the condition is evaluated under it.
 #pragma once
@@ -36,7 +42,8 @@ class wait_queue {
    private:
     friend class wait_queue;
 
-    // A record for each of the two events that can end the wait; the coroutine goes on when neither is queued any more.
+    // A record for each of the two events that can end the wait; the coroutine goes on when neither
+    // is queued any more.
     struct event : completion {
       waiter* self = nullptr;
     };
@@ -53,7 +60,8 @@ class wait_queue {
     bool expired_ran_ = false;  // as above
   };
 
-  // True once the condition held at the time of the call, or the wait has ended by a wake or the timeout.
+  // True once the condition held at the time of the call, or the wait has ended by a wake or the
+  // timeout.
   template <typename Condition>
   auto wait_unless(Condition condition, std::uint64_t timeout_ns = no_timeout) noexcept {
     class awaiter {
@@ -77,10 +85,11 @@ class wait_queue {
 
   // Wakes everybody who waits. Any thread; costs a fence and a load when nobody does.
   void wake_all() noexcept {
-    // seq_cst: the caller's change of the condition comes before this look, a waiter's count before its look at the
-    // condition, so one of the two sees the other.
+    // seq_cst: the caller's change of the condition comes before this look, a waiter's count before
+    // its look at the condition, so one of the two sees the other.
     std::atomic_thread_fence(std::memory_order_seq_cst);
-    if (waiting_.load(std::memory_order_relaxed) != 0) wake_waiters();  // relaxed: the fence orders it
+    if (waiting_.load(std::memory_order_relaxed) != 0)
+      wake_waiters();  // relaxed: the fence orders it
   }
 
  private:
@@ -91,7 +100,7 @@ class wait_queue {
                const Condition& condition) noexcept {
     prepare(w, h);
     const scoped_lock hold(lock_);
-    waiting_.fetch_add(1, std::memory_order_relaxed);  // relaxed: the fence below orders it
+    waiting_.fetch_add(1, std::memory_order_relaxed);     // relaxed: the fence below orders it
     std::atomic_thread_fence(std::memory_order_seq_cst);  // seq_cst: see wake_all
     if (condition()) {
       waiting_.fetch_sub(1, std::memory_order_relaxed);  // relaxed: a count that went nowhere

@@ -1,4 +1,4 @@
-#include "command.h"
+#include "tools/forebay/command.h"
 
 #include <array>
 #include <cstdio>

@@ -1,7 +1,7 @@
 // forebay: a caching block server, and the tools that show what its buffers do.
 
-#include "command.h"
 #include "forebay/base/version.h"
+#include "tools/forebay/command.h"
 
 int main(int argc, char** argv) {
   using namespace forebay;

@@ -9,9 +9,9 @@
 #include <optional>
 #include <thread>
 
-#include "command.h"
 #include "forebay/block/file_device.h"
 #include "forebay/serve/server.h"
+#include "tools/forebay/command.h"
 
 namespace forebay::tool {
 namespace {

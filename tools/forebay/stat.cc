@@ -5,9 +5,9 @@
 #include <string_view>
 #include <thread>
 
-#include "command.h"
 #include "forebay/os/socket.h"
 #include "forebay/serve/nbd_protocol.h"
+#include "tools/forebay/command.h"
 
 namespace forebay::tool {
 namespace {
