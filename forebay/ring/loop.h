@@ -53,8 +53,7 @@ class loop final : public executor {
 
  private:
   // A long turn hands over so many submissions at a time, so that the device works while the turn
-  // goes on. Smaller costs system calls, larger leaves the device idle: at 8 a cold random read
-  // through the server gains a third over 32.
+  // goes on. Fewer cost system calls, more leave the device idle.
   static constexpr unsigned hand_over_batch = 4;
 
   loop(uring_queue_pair queue, unique_fd wakeup) noexcept;
