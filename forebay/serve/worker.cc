@@ -53,6 +53,7 @@ void server::worker::thread_main(std::promise<std::error_code>* ready, const are
   }
   ready->set_value({});
   loop_->run();
+  may_go_.acquire();  // stop() has done with the loop
   loop_.reset();
 }
 
@@ -164,6 +165,7 @@ void server::worker::finish() {
 void server::worker::stop() {
   if (!thread_.joinable()) return;
   loop_->stop();
+  may_go_.release();
   thread_.join();
 }
 

@@ -4,6 +4,7 @@
 #include <functional>
 #include <future>
 #include <memory>
+#include <semaphore>
 #include <thread>
 
 #include "forebay/serve/server.h"
@@ -57,6 +58,7 @@ class server::worker {
   server& server_;
   std::unique_ptr<loop> loop_;  // made and ended by the thread
   std::thread thread_;
+  std::binary_semaphore may_go_{0};  // the loop may be ended
   // Below: the loop's thread only.
   intrusive_list<connection, &connection::link> connections_;
   task_group background_;
