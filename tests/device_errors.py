@@ -217,7 +217,7 @@ def no_space(directory):
         os.makedirs(mount)
         device = loop_device(cleanup, backing)
         run("mount", device, mount)
-        cleanup.later("umount", mount)
+        cleanup.unmount_later(mount)
         image = sparse_file(os.path.join(mount, "disk.img"), SIZE)
         filler = os.path.join(mount, "filler")
         free = os.statvfs(mount).f_bavail * os.statvfs(mount).f_frsize

@@ -113,7 +113,7 @@ def block_device(directory, server):
 def mounted(device, place, *options):
     with Cleanup() as cleanup:
         run("mount", *options, device, place)
-        cleanup.later("umount", place)
+        cleanup.unmount_later(place)
         yield
 
 

@@ -276,6 +276,19 @@ class Cleanup(contextlib.ExitStack):
 
         self.callback(step)
 
+    def unmount_later(self, place):
+        """The kernel may hold a file for a moment longer than the process that had it open."""
+
+        def step():
+            for _ in range(100):
+                if run("umount", place, check=False).returncode == 0:
+                    return
+                time.sleep(0.05)
+            say(f"cleaning up: {place} is still busy")
+            run("umount", "--lazy", place, check=False)
+
+        self.callback(step)
+
 
 def loop_device(cleanup, path, *options):
     """Attaches a loop device to a file until the end of the test, and returns its path."""
