@@ -133,6 +133,7 @@ class address_space {
     no_memory,
     needs_read,
     over_limit,
+    failing,
     discarding
   };
 
@@ -180,6 +181,7 @@ class address_space {
   void for_each_page(const bio& b, F f) noexcept;
 
   // write.cc
+  bool over_error_limit() const noexcept;
   step write_in_page(std::uint64_t index, std::size_t from, std::span<const std::byte> data,
                      page_ref& p) noexcept;
   step write_locked(page& p, std::size_t from, std::span<const std::byte> data) noexcept;

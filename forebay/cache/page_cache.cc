@@ -34,11 +34,19 @@ page_cache::~page_cache() {
 }
 
 page* page_cache::try_allocate_frame() noexcept {
-  for (int attempt = 0; attempt < 2; ++attempt) {
+  for (;;) {
     if (page* p = arena_->allocate(0); p != nullptr) return p;
-    if (reclaim(reclaim_batch) == 0) break;
+    if (!try_make_room()) return arena_->allocate(0);
   }
-  return arena_->allocate(0);
+}
+
+bool page_cache::try_make_room() noexcept {
+  // A pass that only took second chances away has brought the next one nearer to a page.
+  for (;;) {
+    const reclaimed r = reclaim(reclaim_batch);
+    if (r.freed != 0) return true;
+    if (r.second_chances == 0) return false;
+  }
 }
 
 page* page_cache::try_allocate_run(unsigned order) noexcept {
@@ -60,14 +68,15 @@ void page_cache::remove_from_list(page& p) noexcept {
   --resident_;
 }
 
-unsigned page_cache::reclaim(unsigned wanted) noexcept {
+page_cache::reclaimed page_cache::reclaim(unsigned wanted) noexcept {
   unsigned freed = 0;
+  unsigned second_chances = 0;
   const scoped_lock hold(list_lock_);
   for (unsigned scanned = 0; scanned < scan_limit && freed < wanted && !list_.empty(); ++scanned) {
     page& p = *list_.pop_back();
     const bool keep = p.test(page_referenced | page_dirty | page_writeback | page_locked);
     if (keep) {
-      p.clear(page_referenced);
+      if ((p.clear(page_referenced) & page_referenced) != 0) ++second_chances;
       list_.push_front(p);
       continue;
     }
@@ -84,7 +93,7 @@ unsigned page_cache::reclaim(unsigned wanted) noexcept {
     arena_->release(p);
   }
   counters_.evictions.add(freed);
-  return freed;
+  return {freed, second_chances};
 }
 
 page_cache_statistics page_cache::statistics() const noexcept {

@@ -7,7 +7,9 @@
 // touches no list; the hand takes pages from the old end, gives referenced ones another round,
 // passes over pinned and dirty ones, and takes the rest.
 //
-// Dirty pages: above the background limit the flushers work, at the hard limit writers wait.
+// Dirty pages: above the background limit the flushers work, at the hard limit writers wait. Pages
+// that could not be written do not count there: a space that has too many of them refuses to take
+// more.
 //
 // Lock order:
 //   1. page_cache::list_lock_
@@ -75,7 +77,7 @@ class page_cache {
 
   // Evicts a few pages, for who needs memory for something else than a page; false if there was
   // nothing to evict.
-  bool try_make_room() noexcept { return reclaim(reclaim_batch) != 0; }
+  bool try_make_room() noexcept;
 
   // 2^order contiguous frames, each with one reference, from what is free: never evicts. Null if
   // there are none.
@@ -97,6 +99,9 @@ class page_cache {
   bool over_background_limit() const noexcept { return dirty_total() > background_limit_; }
   bool over_dirty_limit() const noexcept { return dirty_total() >= dirty_limit_; }
   std::uint32_t dirty_limit_pages() const noexcept { return dirty_limit_; }
+  // Pages that one space may keep because they could not be written; all spaces together may keep
+  // dirty_limit_pages().
+  std::uint32_t error_limit_pages() const noexcept { return dirty_limit_ / 4; }
 
   // Woken when write-back completes and when dirty pages are dropped.
   wait_queue& progress() noexcept { return progress_; }
@@ -136,10 +141,19 @@ class page_cache {
 
   page_cache(std::unique_ptr<arena> memory);
 
-  unsigned reclaim(unsigned wanted) noexcept;
+  struct reclaimed {
+    unsigned freed;
+    unsigned second_chances;  // pages that were referenced and are not any more
+  };
+  reclaimed reclaim(unsigned wanted) noexcept;
+  // Pages that write-back is to bring down: those that cannot be written have a limit of their own,
+  // so that one failing device does not stop the writers of the others.
   std::uint32_t dirty_total() const noexcept {
     // relaxed: levels; a limit that is overrun by a page or two is still a limit.
-    return dirty_.load(std::memory_order_relaxed) + writeback_.load(std::memory_order_relaxed);
+    const std::uint32_t dirty = dirty_.load(std::memory_order_relaxed);
+    const std::uint32_t failed = errors_.load(std::memory_order_relaxed);  // relaxed: as above
+    return (dirty > failed ? dirty - failed : 0) +
+           writeback_.load(std::memory_order_relaxed);  // relaxed: as above
   }
 
   std::unique_ptr<arena> arena_;

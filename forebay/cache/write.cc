@@ -9,13 +9,23 @@
 
 namespace forebay {
 
+// Whether this device has left so many pages unwritten that no more can be kept for it.
+bool address_space::over_error_limit() const noexcept {
+  const std::uint32_t own = error_pages_.load(std::memory_order_relaxed);  // relaxed: a level
+  return own != 0 &&
+         (own >= cache_.error_limit_pages() || cache_.error_pages() >= cache_.dirty_limit_pages());
+}
+
 // One attempt to write inside one page without waiting. `p` keeps the page that a wait is for; on
 // anything but done nothing has been written.
 address_space::step address_space::write_in_page(std::uint64_t index, std::size_t from,
                                                  std::span<const std::byte> data,
                                                  page_ref& p) noexcept {
   p = find(index);
-  if ((!p || !p->test(page_dirty)) && cache_.over_dirty_limit()) return step::over_limit;
+  if (!p || !p->test(page_dirty)) {
+    if (over_error_limit()) return step::failing;
+    if (cache_.over_dirty_limit()) return step::over_limit;
+  }
   if (!p) {
     page* frame = cache_.try_allocate_frame();
     if (frame == nullptr) return step::no_memory;
@@ -139,16 +149,23 @@ task<> address_space::wait_for(step s, std::uint64_t index, std::size_t from, st
       if (!r) co_return fail(r.error());
       break;
     }
+    case step::failing: {
+      p.reset();
+      // acquire: pairs with run_flusher, which tries the failed pages again by itself.
+      if (!flusher_running_.load(std::memory_order_acquire)) {
+        co_await write_back(0, size_bytes_, 0);
+      }
+      if (over_error_limit()) co_return fail(write_error());
+      break;
+    }
     case step::over_limit: {
       p.reset();
       cache_.count().throttled_writes.add();
       // acquire: pairs with run_flusher. Without one the writer does the flusher's work; what fails
-      // then is counted below.
+      // then is counted.
       if (!flusher_running_.load(std::memory_order_acquire)) {
         co_await write_back(0, size_bytes_, 0);
       }
-      // Pages that cannot be written fill the limit: waiting would be for ever.
-      if (cache_.error_pages() >= cache_.dirty_limit_pages() / 2) co_return fail(write_error());
       flusher_wanted_.wake_all();
       co_await cache_.progress().wait_unless(
           [this]() noexcept { return !cache_.over_dirty_limit(); }, 100'000'000);
