@@ -5,6 +5,7 @@
 #include <netinet/tcp.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/time.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -196,6 +197,13 @@ result<> receive_all(int fd, std::span<std::byte> data) {
     data = data.subspan(static_cast<std::size_t>(n));
   }
   return {};
+}
+
+void set_receive_timeout(int fd, unsigned milliseconds) noexcept {
+  timeval t{};
+  t.tv_sec = milliseconds / 1000;
+  t.tv_usec = static_cast<suseconds_t>(milliseconds % 1000) * 1000;
+  ::setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &t, sizeof t);
 }
 
 void set_no_delay(int fd) noexcept {

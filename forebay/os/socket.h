@@ -46,6 +46,9 @@ result<unique_fd> connect_to(const endpoint& where);
 result<> send_all(int fd, std::span<const std::byte> data);
 result<> receive_all(int fd, std::span<std::byte> data);
 
+// A receive that waits longer than so many milliseconds fails with EAGAIN.
+void set_receive_timeout(int fd, unsigned milliseconds) noexcept;
+
 // Small writes leave at once (TCP_NODELAY); nothing on other sockets.
 void set_no_delay(int fd) noexcept;
 

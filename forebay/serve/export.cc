@@ -17,10 +17,11 @@ std::uint32_t nbd_export::preferred_block_bytes() const noexcept {
   return std::bit_ceil(std::clamp(device_->limits().physical_block_bytes, 4096u, 65536u));
 }
 
-std::uint16_t nbd_export::transmission_flags() const noexcept {
+std::uint16_t nbd_export::transmission_flags(bool structured) const noexcept {
   // One cache serves every connection, so a flush on one covers what was acknowledged on all.
-  std::uint16_t flags = nbd::has_flags | nbd::send_flush | nbd::send_fua | nbd::send_df |
-                        nbd::can_multi_conn | nbd::send_cache;
+  std::uint16_t flags =
+      nbd::has_flags | nbd::send_flush | nbd::send_fua | nbd::can_multi_conn | nbd::send_cache;
+  if (structured) flags |= nbd::send_df;
   if (is_read_only()) {
     flags |= nbd::read_only;
   } else {

@@ -40,7 +40,8 @@ class nbd_export {
   std::uint64_t size_bytes() const noexcept { return space_->size_bytes(); }
   bool is_read_only() const noexcept { return device_->limits().read_only; }
   std::uint32_t preferred_block_bytes() const noexcept;
-  std::uint16_t transmission_flags() const noexcept;
+  // `structured`: the client has negotiated structured replies, which DF needs.
+  std::uint16_t transmission_flags(bool structured) const noexcept;
 
   // Requests that are being worked on and were not answered at once. Any thread.
   counter& in_flight() noexcept { return in_flight_; }

@@ -175,7 +175,7 @@ task<bool> connection::option_export_name(std::uint32_t length) {
   in_.consume(length);
   if (e == nullptr) co_return fail(errc::protocol);
   nbd::message<10> m;
-  m.put(e->size_bytes()).put(e->transmission_flags());
+  m.put(e->size_bytes()).put(e->transmission_flags(session_.structured));
   out_.append(m.data(), m.size());
   if (!session_.no_zeroes) {
     constexpr std::array<std::byte, 124> zeroes{};
@@ -203,7 +203,7 @@ void connection::send_export_info(nbd::option which, nbd_export& e,
   std::string payload;
   append(payload, static_cast<std::uint16_t>(nbd::info::export_info));
   append(payload, e.size_bytes());
-  append(payload, e.transmission_flags());
+  append(payload, e.transmission_flags(session_.structured));
   reply_option(which, nbd::option_reply::info, payload);
 
   payload.clear();

@@ -113,8 +113,8 @@ TEST_F(Handshake, InfoAndGoTellTheExport) {
     EXPECT_EQ(nbd::load<std::uint64_t>(e->data()), 4u << 20);
     const auto flags = nbd::load<std::uint16_t>(e->data() + 8);
     EXPECT_EQ(flags, nbd::has_flags | nbd::send_flush | nbd::send_fua | nbd::send_trim |
-                         nbd::send_write_zeroes | nbd::send_df | nbd::can_multi_conn |
-                         nbd::send_cache | nbd::send_fast_zero);
+                         nbd::send_write_zeroes | nbd::can_multi_conn | nbd::send_cache |
+                         nbd::send_fast_zero);
     EXPECT_EQ(info_of(all, nbd::info::name), to_bytes("disk"));
     EXPECT_EQ(info_of(all, nbd::info::description), to_bytes("the first"));
     const auto block = info_of(all, nbd::info::block_size);

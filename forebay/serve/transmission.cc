@@ -57,7 +57,11 @@ int connection::validate(const nbd::request& r) const noexcept {
     return (r.flags & nbd::flag_df) != 0 ? EOVERFLOW : EINVAL;
   }
   if ((r.flags & nbd::flag_df) != 0 && !session_.structured) return EINVAL;
-  if (c == nbd::command::block_status && session_.allocation_of != session_.exported) return EINVAL;
+  // A status of nothing would be a reply without the chunk that the protocol demands.
+  if (c == nbd::command::block_status &&
+      (r.length == 0 || session_.allocation_of != session_.exported)) {
+    return EINVAL;
+  }
   if (session_.knows_block_size) {
     const std::uint32_t block = e.options().min_block_bytes;
     if (!is_aligned(r.offset, std::uint64_t{block}) || !is_aligned(r.length, block)) return EINVAL;

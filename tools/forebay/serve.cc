@@ -18,7 +18,7 @@ namespace {
 
 struct serve_options {
   std::vector<std::string> images;
-  std::uint64_t cache_bytes = 0;
+  std::optional<std::uint64_t> cache_bytes;  // none: chosen by the memory there is
   std::string socket;
   std::string listen;
   std::string name;
@@ -81,10 +81,11 @@ std::string socket_problem(const std::string& where, std::error_code e) {
 
 // The cache's size: as asked for, or a quarter of the memory up to 1 GiB. A message if that cannot
 // be.
-std::optional<std::string> settle_cache_size(std::uint64_t& bytes) {
+std::optional<std::string> settle_cache_size(std::optional<std::uint64_t> asked,
+                                             std::uint64_t& bytes) {
   const std::uint64_t memory = memory_limit_bytes();
-  if (bytes == 0)
-    bytes = std::clamp(memory / 4, std::uint64_t{page_cache::min_bytes}, default_cache_bytes);
+  bytes = asked.value_or(
+      std::clamp(memory / 4, std::uint64_t{page_cache::min_bytes}, default_cache_bytes));
   if (bytes < page_cache::min_bytes) {
     return fmt::format("--cache {}: too small; at least {}", human_bytes(bytes),
                        human_bytes(page_cache::min_bytes));
@@ -257,7 +258,8 @@ int end_server(server& s) {
 int serve(const serve_options& given) {
   serve_options o = given;
   if (auto problem = check_options(o)) return complain(*problem);
-  if (auto problem = settle_cache_size(o.cache_bytes)) return complain(*problem);
+  std::uint64_t cache_bytes = 0;
+  if (auto problem = settle_cache_size(o.cache_bytes, cache_bytes)) return complain(*problem);
   std::vector<opened_image> images;
   if (auto problem = open_images(o, images)) return complain(*problem);
   auto signals = make_signal_fd({SIGINT, SIGTERM, SIGHUP});
@@ -266,11 +268,11 @@ int serve(const serve_options& given) {
   std::signal(SIGPIPE, SIG_IGN);
 
   server_options so;
-  so.cache_bytes = o.cache_bytes;
+  so.cache_bytes = cache_bytes;
   so.threads = o.threads != 0 ? o.threads : std::clamp(std::thread::hardware_concurrency(), 1u, 4u);
   auto made = server::create(so);
   if (!made) {
-    return complain(fmt::format("cannot set up a cache of {}: {}", human_bytes(o.cache_bytes),
+    return complain(fmt::format("cannot set up a cache of {}: {}", human_bytes(cache_bytes),
                                 made.error().message()));
   }
   server& s = **made;
@@ -291,7 +293,7 @@ int serve(const serve_options& given) {
                                     ? " (io_uring is switched off: sysctl kernel.io_uring_disabled)"
                                     : ""));
   }
-  announce(door, s, names, o.cache_bytes, s.cache().memory().backing());
+  announce(door, s, names, cache_bytes, s.cache().memory().backing());
   sd_notify(0, "READY=1");
   const auto signal = wait_for_signal(signals->get());
   sd_notify(0, "STOPPING=1");

@@ -14,6 +14,7 @@ namespace {
 
 using json = nlohmann::ordered_json;
 
+constexpr unsigned answer_timeout_ms = 5000;
 constexpr std::uint32_t max_statistics_bytes = 64u << 20;
 
 struct stat_options {
@@ -142,6 +143,7 @@ void print_screen(const json& before, const json& after, double seconds) {
 result<std::string> ask_once(const endpoint& where) {
   auto socket = connect_to(where);
   if (!socket) return fail(socket.error());
+  set_receive_timeout(socket->get(), answer_timeout_ms);
   statistics_client client(std::move(*socket));
   if (auto r = client.handshake(); !r) return fail(r.error());
   auto text = client.ask();
@@ -152,6 +154,9 @@ result<std::string> ask_once(const endpoint& where) {
 std::string stat_problem(const std::string& where, std::error_code e) {
   if (e == std::errc::connection_refused) {
     return fmt::format("{}: nobody listens there any more; is the server running?", where);
+  }
+  if (e == std::errc::resource_unavailable_try_again) {
+    return fmt::format("{}: does not answer; it is no forebay server, or one that is stuck", where);
   }
   if (e == std::errc::no_such_file_or_directory) {
     return fmt::format("{}: no such socket; name the one that forebay serve was given", where);
