@@ -61,10 +61,13 @@ result<> check_kind(const struct stat& st) {
   return {};
 }
 
-result<> read_block_device_geometry(int fd, file_geometry& g) {
+result<> read_block_device_geometry(int fd, bool read_only, file_geometry& g) {
   std::uint64_t size = 0;
   int logical = 0;
   unsigned physical = 0;
+  int locked = 0;
+  // A device that is set read-only can be opened for writing all the same.
+  if (!read_only && ::ioctl(fd, BLKROGET, &locked) == 0 && locked != 0) return fail(EROFS);
   if (::ioctl(fd, BLKGETSIZE64, &size) != 0) return fail_errno();
   if (::ioctl(fd, BLKSSZGET, &logical) != 0) return fail_errno();
   if (::ioctl(fd, BLKPBSZGET, &physical) != 0) physical = static_cast<unsigned>(logical);
@@ -141,7 +144,8 @@ result<block_file> block_file::open(const std::string& path, options opts) {
   if (auto r = check_kind(st); !r) return fail(r.error());
 
   if (S_ISBLK(st.st_mode)) {
-    if (auto r = read_block_device_geometry(fd->get(), g); !r) return fail(r.error());
+    if (auto r = read_block_device_geometry(fd->get(), opts.read_only, g); !r)
+      return fail(r.error());
   } else {
     g.size_bytes = static_cast<std::uint64_t>(st.st_size);
     g.is_sparse = static_cast<std::uint64_t>(st.st_blocks) * 512 < g.size_bytes;
