@@ -12,6 +12,9 @@ add_compile_options(
   -Wall -Wextra -Wpedantic -Wshadow -Wnon-virtual-dtor -Woverloaded-virtual -Wold-style-cast -Wcast-qual
   -Wimplicit-fallthrough -Wextra-semi -Wundef -Wvla
   $<$<CXX_COMPILER_ID:Clang>:-Wthread-safety>
+  # Without it an unoptimized GCC build makes no tail calls, and a coroutine that awaits many others which end at once grows
+  # the stack with each.
+  $<$<CXX_COMPILER_ID:GNU>:-foptimize-sibling-calls>
   $<$<CXX_COMPILER_ID:GNU>:-Wduplicated-cond>
   $<$<CXX_COMPILER_ID:GNU>:-Wlogical-op>)
 if(FOREBAY_WERROR)
