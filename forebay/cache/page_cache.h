@@ -139,7 +139,7 @@ class page_cache {
   static constexpr unsigned reclaim_batch = 32;
   static constexpr unsigned scan_limit = 4096;  // pages that the hand passes in one call
 
-  page_cache(std::unique_ptr<arena> memory);
+  explicit page_cache(std::unique_ptr<arena> memory);
 
   struct reclaimed {
     unsigned freed;

@@ -169,6 +169,7 @@ nbd_export* server::find_export(const std::string& name) noexcept {
 
 std::vector<nbd_export*> server::exports() {
   std::vector<nbd_export*> all;
+  all.reserve(exports_.size());
   for (const auto& e : exports_) all.push_back(e.get());
   return all;
 }

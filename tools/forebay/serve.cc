@@ -30,6 +30,7 @@ struct serve_options {
 };
 
 constexpr std::uint64_t default_cache_bytes = 1ull << 30;
+constexpr std::uint64_t slow_cache_bytes = 4ull << 30;  // takes a second or more to set up
 constexpr const char* default_socket = "forebay.sock";
 
 // Why an image cannot be served, and what to do about it.
@@ -255,8 +256,7 @@ int end_server(server& s) {
   return 0;
 }
 
-int serve(const serve_options& given) {
-  serve_options o = given;
+int serve(const serve_options& o) {
   if (auto problem = check_options(o)) return complain(*problem);
   std::uint64_t cache_bytes = 0;
   if (auto problem = settle_cache_size(o.cache_bytes, cache_bytes)) return complain(*problem);
@@ -274,6 +274,9 @@ int serve(const serve_options& given) {
   if (!made) {
     return complain(fmt::format("cannot set up a cache of {}: {}", human_bytes(cache_bytes),
                                 made.error().message()));
+  }
+  if (cache_bytes >= slow_cache_bytes) {
+    fmt::print(stderr, "forebay: setting up a cache of {} ...\n", human_bytes(cache_bytes));
   }
   server& s = **made;
   std::vector<std::string> names;
