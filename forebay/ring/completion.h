@@ -23,6 +23,7 @@ struct completion {
   completion* next = nullptr;  // of the queue that it is on
   function run = nullptr;
   std::int32_t status = 0;  // a count, or a negative errno value
+  bool urgent = false;      // a loop runs it before what is ready already (see loop::io_first)
 };
 
 // First in, first out; one thread.
@@ -38,6 +39,12 @@ class completion_queue {
     c.next = nullptr;
     *tail_ = &c;
     tail_ = &c.next;
+  }
+
+  void push_front(completion& c) noexcept {
+    c.next = head_;
+    if (head_ == nullptr) tail_ = &c.next;
+    head_ = &c;
   }
 
   completion* pop() noexcept {

@@ -60,9 +60,9 @@ std::uint64_t executor::until_next_timer_ns() const noexcept {
   return deadline <= now ? 0 : deadline - now;
 }
 
-void executor::run_ready() noexcept {
+void executor::run_ready(unsigned completions_max) noexcept {
   expire_timers();
-  for (unsigned left = turn_completions_max; left != 0;) {
+  for (unsigned left = completions_max; left != 0;) {
     if (completion* c = ready_.pop()) {
       --left;
       c->run(*c);

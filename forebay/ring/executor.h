@@ -44,6 +44,9 @@ class executor {
   // Queues `c` to be run soon.
   void ready(completion& c) noexcept { ready_.push(c); }
 
+  // Queues `c` to be run next.
+  void ready_first(completion& c) noexcept { ready_.push_front(c); }
+
   // Queues `c` to be run when nothing else is ready: the place to gather a batch.
   void defer(completion& c) noexcept { deferred_.push(c); }
 
@@ -76,11 +79,9 @@ class executor {
   };
 
   // One turn: runs everything that is ready, deferred or posted, and whatever that makes ready,
-  // until nothing is or turn_completions_max have run. The bound lets timers expire and I/O go on
+  // until nothing is or `completions_max` have run. The bound lets timers expire and I/O go on
   // beside work that never runs dry.
-  void run_ready() noexcept;
-
-  static constexpr unsigned turn_completions_max = 1024;
+  void run_ready(unsigned completions_max = 1024) noexcept;
 
   // Whether a turn ended at its bound: the next one must come without sleeping.
   bool busy() const noexcept { return !ready_.empty() || !deferred_.empty(); }

@@ -52,14 +52,19 @@ void loop::run() noexcept {
   listen_for_wakeups();
   // acquire: pairs with stop().
   while (!stopping_.load(std::memory_order_acquire)) {
-    run_ready();
+    run_ready(turn_completions_max);
     if (auto r = queue_.ring_doorbell(busy() ? 0 : until_next_timer_ns()); !r) {
       // The ring itself is broken (never seen; a kernel out of memory would be EAGAIN): nothing can
       // go on without it.
       FOREBAY_ASSERT(!"io_uring_enter failed");
     }
     while (completion* done = queue_.reap()) {
-      if (done != &cancelled_) ready(*done);
+      if (done == &cancelled_) continue;
+      if (done->urgent) {
+        ready_first(*done);
+      } else {
+        ready(*done);
+      }
     }
   }
 }

@@ -45,6 +45,15 @@ class loop final : public executor {
     return await_completion([s](completion& done) noexcept { loop::current()->submit(s, done); });
   }
 
+  // The same for an operation whose end starts new work, such as a receive: it is taken before
+  // what is ready already, so that devices have that work to do meanwhile.
+  static auto io_first(const uring_submission& s) noexcept {
+    return await_completion([s](completion& done) noexcept {
+      done.urgent = true;
+      loop::current()->submit(s, done);
+    });
+  }
+
   using executor::cancel;  // of a timer
 
   // Asks the kernel to give up the operation that ends in `target`, which then ends with -ECANCELED
@@ -55,6 +64,10 @@ class loop final : public executor {
   // A long turn hands over so many submissions at a time, so that the device works while the turn
   // goes on. Fewer cost system calls, more leave the device idle.
   static constexpr unsigned hand_over_batch = 4;
+
+  // Small, because completions come in lumps: what a client sends after the first replies to a lump
+  // should reach the device while the rest is answered.
+  static constexpr unsigned turn_completions_max = 8;
 
   loop(uring_queue_pair queue, unique_fd wakeup) noexcept;
 

@@ -14,10 +14,10 @@ task<> receive_buffer::fill(std::size_t bytes) {
       start_ = 0;
     }
     const std::int32_t n =
-        co_await loop::io({.opcode = uring_opcode::recv,
-                           .fd = fd_,
-                           .address = bytes_.get() + end_,
-                           .length = static_cast<std::uint32_t>(capacity - end_)});
+        co_await loop::io_first({.opcode = uring_opcode::recv,
+                                 .fd = fd_,
+                                 .address = bytes_.get() + end_,
+                                 .length = static_cast<std::uint32_t>(capacity - end_)});
     if (n == -EINTR || n == -EAGAIN) continue;
     if (n < 0) co_return fail(-n);
     if (n == 0) co_return fail(errc::end_of_stream);
