@@ -8,6 +8,7 @@
 #include <string>
 
 #include "forebay/base/cache_line.h"
+#include "forebay/os/cgroup.h"
 
 namespace forebay {
 namespace {
@@ -36,36 +37,6 @@ bool transparent_huge_pages_off() {
   std::ifstream in("/sys/kernel/mm/transparent_hugepage/enabled");
   std::string line;
   return !std::getline(in, line) || line.find("[never]") != std::string::npos;
-}
-
-// The limit in one file of the cgroup file system; "no limit" where it has none.
-std::uint64_t read_limit(const std::string& path) {
-  std::ifstream in(path);
-  std::uint64_t value = 0;
-  return in >> value ? value : UINT64_MAX;
-}
-
-// The smallest limit on the way from this process's cgroup to the root of its hierarchy.
-std::uint64_t cgroup_limit() {
-  std::uint64_t limit = UINT64_MAX;
-  std::ifstream in("/proc/self/cgroup");
-  for (std::string line; std::getline(in, line);) {
-    const auto first = line.find(':');
-    const auto second = line.find(':', first + 1);
-    if (first == std::string::npos || second == std::string::npos) continue;
-    const std::string controllers = line.substr(first + 1, second - first - 1);
-    const bool v2 = controllers.empty();
-    if (!v2 && controllers != "memory") continue;
-    const std::string root = v2 ? "/sys/fs/cgroup" : "/sys/fs/cgroup/memory";
-    const std::string file = v2 ? "/memory.max" : "/memory.limit_in_bytes";
-    std::string path = line.substr(second + 1);
-    for (;;) {
-      limit = std::min(limit, read_limit(root + path + file));
-      if (path.size() <= 1) break;
-      path.resize(std::max<std::size_t>(path.rfind('/'), 0));
-    }
-  }
-  return limit;
 }
 
 }  // namespace
@@ -121,10 +92,15 @@ memory_source& memory_source::system() {
   return source;
 }
 
-std::uint64_t memory_limit_bytes() {
+std::uint64_t machine_memory_bytes() noexcept {
   const auto pages = static_cast<std::uint64_t>(::sysconf(_SC_PHYS_PAGES));
   const auto page = static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
-  return std::min(pages * page, cgroup_limit());
+  return pages * page;
+}
+
+std::uint64_t memory_limit_bytes() {
+  const auto group = memory_cgroup::find();
+  return std::min(machine_memory_bytes(), group ? group->limit_bytes() : UINT64_MAX);
 }
 
 }  // namespace forebay

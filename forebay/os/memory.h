@@ -57,8 +57,11 @@ class memory_source {
   static memory_source& system();
 };
 
+// Bytes of memory that the machine has.
+std::uint64_t machine_memory_bytes() noexcept;
+
 // Bytes of memory that the machine, or the cgroup (v1 or v2) that this process is in, allows it:
-// the smaller one.
+// the smaller one (see os/cgroup.h).
 std::uint64_t memory_limit_bytes();
 
 }  // namespace forebay
