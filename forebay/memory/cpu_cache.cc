@@ -1,0 +1,421 @@
+#include "forebay/memory/cpu_cache.h"
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <new>
+
+#include "forebay/base/assert.h"
+#include "forebay/base/stats.h"
+#include "forebay/os/cpu.h"
+
+namespace forebay {
+
+// A line of its own for each.
+struct alignas(no_sharing_bytes) cpu_cache::slot_lock {
+  mutex lock;
+};
+
+namespace {
+
+// relaxed: statistics, they order nothing.
+void count(std::atomic<std::uint64_t>& statistic, std::uint64_t n = 1) noexcept {
+  statistic.fetch_add(n, std::memory_order_relaxed);  // relaxed: see above
+}
+
+std::uint64_t read(const std::atomic<std::uint64_t>& statistic) noexcept {
+  return statistic.load(std::memory_order_relaxed);  // relaxed: see above
+}
+
+// For who has the magazine alone.
+void set_word(item_stack& m, std::uint64_t word) noexcept {
+  m.word.store(word, std::memory_order_relaxed);  // relaxed: handing it on publishes it
+}
+
+std::uint32_t slots_wanted(bool per_cpu) noexcept {
+  // With fewer slots than threads, threads that share one meet at its lock.
+  return per_cpu ? cpu_limit() : std::bit_ceil(2 * cpu_limit());
+}
+
+}  // namespace
+
+cpu_cache::cpu_cache(free_list& backing, const options& opts) noexcept
+    : backing_(backing),
+      per_cpu_(opts.restartable_sequences && rseq_usable()),
+      magazine_items_(std::clamp(opts.magazine_items, 1u, item_stack::max_capacity)),
+      depot_magazines_(opts.depot_magazines),
+      slot_count_(slots_wanted(per_cpu_)),
+      slot_array_(new(std::nothrow) cpu_slot[slot_count_]),
+      slots_(slot_array_.get()),
+      locks_(per_cpu_ ? nullptr : new(std::nothrow) slot_lock[slot_count_]) {
+  // Without memory for the slots there are no caches: every call goes to the backing list.
+  if (!slot_array_ || (!per_cpu_ && !locks_)) slot_count_ = 0;
+  for (std::uint32_t i = 0; i < slot_count_; ++i) load(i, &unloaded_);
+}
+
+cpu_cache::~cpu_cache() {
+  close();
+  const scoped_lock hold(reclaim_lock_);
+  for (std::uint32_t i = 0; i < slot_count_; ++i) {
+    if (slots_[i].taken != &unloaded_) to_depot(slots_[i].taken);
+  }
+  while (item_stack* m = empty_from_depot()) ::operator delete(m, std::align_val_t{64});
+}
+
+std::uint32_t cpu_cache::slot_number() const noexcept {
+#if FOREBAY_HAVE_RSEQ
+  if (per_cpu_) return rseq::cpu();
+#endif
+  return slot_count_ == 0 ? none : thread_number() & (slot_count_ - 1);
+}
+
+// --- the loaded magazine ---
+
+std::size_t cpu_cache::pop_loaded(std::span<std::uint32_t> items) noexcept {
+  const auto wanted =
+      static_cast<std::uint32_t>(std::min<std::size_t>(items.size(), item_stack::max_capacity));
+#if FOREBAY_HAVE_RSEQ
+  if (per_cpu_) return rseq::pop_some(slots_, slot_count_, items.data(), wanted);
+#endif
+  const std::uint32_t slot = slot_number();
+  if (slot >= slot_count_) return 0;
+  const scoped_lock hold(locks_[slot].lock);
+  // acquire, here and in push_loaded: pairs with load(), which is called without the slot's lock.
+  item_stack& m = *slots_[slot].loaded.load(std::memory_order_acquire);
+  const std::uint32_t n = std::min(m.count(), wanted);
+  for (std::uint32_t i = 0; i < n; ++i) items[i] = m.items()[m.count() - 1 - i];
+  // relaxed: the slot's lock orders the words of its magazine.
+  set_word(m, m.word.load(std::memory_order_relaxed) + n * item_stack::one_pop);
+  return n;
+}
+
+std::size_t cpu_cache::push_loaded(std::span<const std::uint32_t> items) noexcept {
+  const auto wanted =
+      static_cast<std::uint32_t>(std::min<std::size_t>(items.size(), item_stack::max_capacity));
+#if FOREBAY_HAVE_RSEQ
+  if (per_cpu_) return rseq::push_some(slots_, slot_count_, items.data(), wanted);
+#endif
+  const std::uint32_t slot = slot_number();
+  if (slot >= slot_count_) return 0;
+  const scoped_lock hold(locks_[slot].lock);
+  item_stack& m = *slots_[slot].loaded.load(std::memory_order_acquire);  // acquire: see pop_loaded
+  const std::uint32_t n = std::min(m.capacity - m.count(), wanted);
+  std::copy_n(items.data(), n, m.items() + m.count());
+  set_word(m, m.word.load(std::memory_order_relaxed) + n);  // relaxed: see pop_loaded
+  return n;
+}
+
+bool cpu_cache::replace(std::uint32_t slot, item_stack* expected,
+                        item_stack* replacement) noexcept {
+#if FOREBAY_HAVE_RSEQ
+  if (per_cpu_) return rseq::replace(slots_, slot, expected, replacement);
+#endif
+  const scoped_lock hold(locks_[slot].lock);
+  // acquire: for who reads the count without the lock; release: publishes the replacement's items.
+  return slots_[slot].loaded.compare_exchange_strong(expected, replacement,
+                                                     std::memory_order_acq_rel);
+}
+
+item_stack* cpu_cache::unload(std::uint32_t slot) noexcept {
+  if (per_cpu_) return slots_[slot].loaded.exchange(&closed_);
+  const scoped_lock hold(locks_[slot].lock);
+  return slots_[slot].loaded.exchange(&closed_);
+}
+
+void cpu_cache::load(std::uint32_t slot, item_stack* m) noexcept {
+  // release: publishes the magazine to the CPU (or threads) of the slot.
+  slots_[slot].loaded.store(m, std::memory_order_release);
+}
+
+// --- pop and push ---
+
+std::size_t cpu_cache::pop(std::span<std::uint32_t> items) noexcept {
+  std::size_t n = 0;
+  while (n < items.size()) {
+    n += pop_loaded(items.subspan(n));
+    if (n == items.size()) break;
+    const std::uint32_t item = pop_slow();
+    if (item == none) break;
+    items[n++] = item;
+  }
+  return n;
+}
+
+void cpu_cache::push(std::span<const std::uint32_t> items) noexcept {
+  const std::size_t n = push_loaded(items);
+  if (n < items.size()) push_slow(items.subspan(n));
+}
+
+std::uint32_t cpu_cache::pop_slow() noexcept {
+  std::uint32_t item = none;
+  if (!per_cpu_ && pop_loaded({&item, 1}) == 1) return item;
+  count(slow_pops_);
+  for (;;) {
+    const std::uint32_t number = slot_number();
+    if (number >= slot_count_) return take_directly();
+    cpu_slot& slot = slots_[number];
+    // acquire: pairs with load() and replace(), so that the count below is the magazine's own.
+    item_stack* const old = slot.loaded.load(std::memory_order_acquire);
+    if (old == &closed_) return take_directly();
+    if (old->count() != 0) {  // another thread of this slot was here
+      if (pop_loaded({&item, 1}) == 1) return item;
+      continue;
+    }
+    item_stack* const full = magazine_with_items(slot);
+    if (full == nullptr) return pop_when_dry();
+    // This thread's item is taken before anybody else can see the magazine.
+    item = full->items()[full->count() - 1];
+    // relaxed: this thread has the magazine alone.
+    set_word(*full, full->word.load(std::memory_order_relaxed) + item_stack::one_pop);
+    if (replace(number, old, full)) {
+      retire(slot, old);
+    } else {
+      to_depot(full);
+    }
+    return item;
+  }
+}
+
+void cpu_cache::push_slow(std::span<const std::uint32_t> items) noexcept {
+  while (!items.empty()) {
+    const std::uint32_t number = slot_number();
+    item_stack* old = &closed_;
+    // acquire: see pop_slow.
+    if (number < slot_count_) old = slots_[number].loaded.load(std::memory_order_acquire);
+    if (old == &closed_) return backing_.give(items);
+    items = items.subspan(push_loaded(items));
+    if (items.empty()) return;
+    item_stack* const fresh = magazine_with_room(slots_[number]);
+    if (fresh == nullptr) return backing_.give(items);
+    const std::size_t n = std::min<std::size_t>(items.size(), magazine_items_);
+    std::copy_n(items.data(), n, fresh->items());
+    set_word(*fresh, n);
+    items = items.subspan(n);
+    if (replace(number, old, fresh)) {
+      retire(slots_[number], old);
+    } else {
+      to_depot(fresh);
+    }
+  }
+}
+
+std::uint32_t cpu_cache::take_directly() noexcept {
+  std::uint32_t item = none;
+  if (backing_.take({&item, 1}) == 0) return none;
+  count(direct_pops_);
+  return item;
+}
+
+// The backing list and the depot have nothing: other CPUs may. Somebody else may be faster to take
+// what is reclaimed, but then somebody has got it.
+std::uint32_t cpu_cache::pop_when_dry() noexcept {
+  if (cached() != 0) reclaim();
+  return take_directly();
+}
+
+// --- where magazines come from and go ---
+
+item_stack* cpu_cache::magazine_with_items(cpu_slot& slot) noexcept {
+  // acquire: pairs with retire().
+  item_stack* spare = slot.spare.exchange(nullptr, std::memory_order_acquire);
+  if (spare != nullptr && spare->count() != 0) return spare;
+  item_stack* full = full_from_depot();
+  if (full == nullptr) {
+    if (spare == nullptr) spare = empty_from_depot();
+    if (spare == nullptr) spare = new_magazine();
+    if (spare == nullptr) return nullptr;
+    const std::size_t n = backing_.take({spare->items(), magazine_items_});
+    if (n != 0) {
+      set_word(*spare, n);
+      count(refills_);
+      return spare;
+    }
+  }
+  if (spare != nullptr) to_depot(spare);
+  return full;
+}
+
+item_stack* cpu_cache::magazine_with_room(cpu_slot& slot) noexcept {
+  // acquire: pairs with retire().
+  item_stack* spare = slot.spare.exchange(nullptr, std::memory_order_acquire);
+  if (spare != nullptr && spare->count() == 0) return spare;
+  if (spare != nullptr) to_depot(spare);
+  item_stack* empty = empty_from_depot();
+  return empty != nullptr ? empty : new_magazine();
+}
+
+item_stack* cpu_cache::new_magazine() noexcept {
+  const std::size_t bytes = sizeof(item_stack) + magazine_items_ * sizeof(std::uint32_t);
+  void* memory = ::operator new(bytes, std::align_val_t{64}, std::nothrow);
+  if (memory == nullptr) return nullptr;
+  item_stack* m = new (memory) item_stack;
+  m->capacity = magazine_items_;
+  count(magazines_);
+  return m;
+}
+
+// The magazine that was loaded before becomes the slot's spare one: a CPU that goes to and fro over
+// the edge of one magazine exchanges the two.
+void cpu_cache::retire(cpu_slot& slot, item_stack* m) noexcept {
+  if (m == &unloaded_) return;
+  fold_pops(*m);
+  // Sequentially consistent, as close(): either it finds the magazine there or this finds closing_.
+  item_stack* before = slot.spare.exchange(m);
+  if (before != nullptr) to_depot(before);
+  if (closing_.load()) {
+    item_stack* again = slot.spare.exchange(nullptr);
+    if (again != nullptr) to_depot(again);
+  }
+}
+
+void cpu_cache::fold_pops(item_stack& m) noexcept {
+  count(pops_, m.pops());
+  set_word(m, m.count());
+}
+
+void cpu_cache::to_depot(item_stack* m) noexcept {
+  fold_pops(*m);
+  {
+    const scoped_lock hold(depot_lock_);
+    // The flag is read under the lock: close() sets it before it takes the lock to empty the depot.
+    const bool keep = full_count_ < depot_magazines_ && !closing_.load();
+    if (m->count() != 0 && keep) {
+      m->next = full_;
+      full_ = m;
+      ++full_count_;
+      count(depot_items_, m->count());
+      return;
+    }
+  }
+  if (m->count() != 0) drain(*m);
+  const scoped_lock hold(depot_lock_);
+  m->next = empty_;
+  empty_ = m;
+}
+
+item_stack* cpu_cache::full_from_depot() noexcept {
+  const scoped_lock hold(depot_lock_);
+  item_stack* m = full_;
+  if (m == nullptr) return nullptr;
+  full_ = m->next;
+  --full_count_;
+  count(depot_items_, -std::uint64_t{m->count()});
+  return m;
+}
+
+item_stack* cpu_cache::empty_from_depot() noexcept {
+  const scoped_lock hold(depot_lock_);
+  item_stack* m = empty_;
+  if (m != nullptr) empty_ = m->next;
+  return m;
+}
+
+std::size_t cpu_cache::drain(item_stack& m) noexcept {
+  const std::size_t n = m.count();
+  if (n == 0) return 0;
+  count(drains_);
+  backing_.give({m.items(), n});
+  set_word(m, 0);
+  return n;
+}
+
+// --- taking back ---
+
+// Afterwards every slot has closed_ loaded and what it had is in `taken`.
+void cpu_cache::unload_all() noexcept {
+  for (std::uint32_t i = 0; i < slot_count_; ++i) slots_[i].taken = unload(i);
+  if (!per_cpu_) return;
+  for (bool again = true; again;) {
+    rseq_fence();
+    again = false;
+    for (std::uint32_t i = 0; i < slot_count_; ++i) {
+      // A replace() that was at its last instruction has overwritten the exchange: what was taken
+      // is its caller's, and what it has loaded is to be taken instead.
+      if (slots_[i].loaded.load() == &closed_) continue;
+      slots_[i].taken = unload(i);
+      again = true;
+    }
+  }
+}
+
+void cpu_cache::load_all() noexcept {
+  for (std::uint32_t i = 0; i < slot_count_; ++i) load(i, slots_[i].taken);
+}
+
+// After unload_all(): gives what the slots and the depot have to the backing list.
+std::size_t cpu_cache::drain_all() noexcept {
+  std::size_t n = 0;
+  for (std::uint32_t i = 0; i < slot_count_; ++i) {
+    if (slots_[i].taken != &unloaded_) {
+      fold_pops(*slots_[i].taken);
+      n += drain(*slots_[i].taken);
+    }
+    if (item_stack* spare = slots_[i].spare.exchange(nullptr)) {
+      n += drain(*spare);
+      to_depot(spare);
+    }
+  }
+  while (item_stack* m = full_from_depot()) {
+    n += drain(*m);
+    to_depot(m);
+  }
+  return n;
+}
+
+std::size_t cpu_cache::reclaim() noexcept {
+  const scoped_lock hold(reclaim_lock_);
+  if (closes_ != 0) return 0;
+  count(reclaims_);
+  unload_all();
+  const std::size_t n = drain_all();
+  load_all();
+  return n;
+}
+
+void cpu_cache::close() noexcept {
+  const scoped_lock hold(reclaim_lock_);
+  if (closes_++ != 0) return;
+  closing_.store(true);
+  unload_all();
+  drain_all();
+}
+
+void cpu_cache::open() noexcept {
+  const scoped_lock hold(reclaim_lock_);
+  FOREBAY_ASSERT(closes_ != 0);
+  if (--closes_ != 0) return;
+  closing_.store(false);
+  load_all();
+}
+
+// --- statistics ---
+
+std::uint64_t cpu_cache::cached() const noexcept {
+  std::uint64_t n = read(depot_items_);
+  for (std::uint32_t i = 0; i < slot_count_; ++i) {
+    // acquire: what is read of the magazine was written before it was put there.
+    const item_stack* loaded = slots_[i].loaded.load(std::memory_order_acquire);
+    if (loaded != nullptr) n += loaded->count();
+    const item_stack* spare = slots_[i].spare.load(std::memory_order_acquire);  // acquire: the same
+    if (spare != nullptr) n += spare->count();
+  }
+  return n;
+}
+
+cpu_cache_statistics cpu_cache::statistics() const noexcept {
+  cpu_cache_statistics s;
+  s.pops = read(pops_) + read(direct_pops_);
+  for (std::uint32_t i = 0; i < slot_count_; ++i) {
+    s.pops += slots_[i].loaded.load(std::memory_order_acquire)->pops();  // acquire: see cached()
+  }
+  s.slow_pops = read(slow_pops_);
+  s.refills = read(refills_);
+  s.drains = read(drains_);
+  s.reclaims = read(reclaims_);
+  s.cached = cached();
+  s.magazines = read(magazines_);
+  s.per_cpu = per_cpu_;
+  return s;
+}
+
+}  // namespace forebay

@@ -1,0 +1,36 @@
+#include "forebay/os/rseq.h"
+
+#include <linux/membarrier.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "forebay/base/assert.h"
+
+namespace forebay {
+namespace {
+
+long membarrier(int command) noexcept { return ::syscall(SYS_membarrier, command, 0, 0); }
+
+bool prepare() noexcept {
+#if FOREBAY_HAVE_RSEQ
+  // Numbers from 2^31 say that the registration failed, as it does under valgrind.
+  if (__rseq_size == 0 || rseq::cpu() >= 0x8000'0000u) return false;
+  return membarrier(MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED_RSEQ) == 0;
+#else
+  return false;
+#endif
+}
+
+}  // namespace
+
+bool rseq_usable() noexcept {
+  static const bool usable = prepare();
+  return usable;
+}
+
+void rseq_fence() noexcept {
+  // It cannot fail once registered.
+  FOREBAY_ASSERT(membarrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED_RSEQ) == 0);
+}
+
+}  // namespace forebay
