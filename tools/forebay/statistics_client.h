@@ -1,0 +1,15 @@
+// The client side of the statistics of a running server, which `forebay stat` and `forebay slabs`
+// show.
+#pragma once
+
+#include <expected>
+#include <nlohmann/json.hpp>
+#include <string>
+
+namespace forebay::tool {
+
+// Connects to `where`, a unix socket or HOST:PORT, asks once and leaves. The error is one line for
+// the user: what is wrong and what to do.
+std::expected<nlohmann::ordered_json, std::string> ask_statistics(const std::string& where);
+
+}  // namespace forebay::tool
