@@ -26,6 +26,7 @@
 // A range of no bytes is nothing to do.
 #pragma once
 
+#include <algorithm>
 #include <span>
 #include <vector>
 
@@ -177,8 +178,23 @@ class address_space {
   bool fill_from_hole(std::uint64_t offset, std::byte* data, std::size_t bytes,
                       std::uint64_t& data_until) noexcept;
   static void end_read(address_space& self, const bio& b) noexcept;
+
+  // Calls f(page, from, to) for each page that a read or write bio transfers a part of.
   template <typename F>
-  void for_each_page(const bio& b, F f) noexcept;
+  void for_each_page(const bio& b, F f) noexcept {
+    std::uint64_t offset = b.offset_bytes;
+    for (const iovec& s : b.used_segments()) {
+      auto* data = static_cast<std::byte*>(s.iov_base);
+      for (std::size_t left = s.iov_len; left != 0;) {
+        const std::size_t from = offset % page_bytes;
+        const std::size_t n = std::min(left, page_bytes - from);
+        f(cache_.memory().frame_at(data), from, from + n);
+        data += n;
+        offset += n;
+        left -= n;
+      }
+    }
+  }
 
   // write.cc
   bool over_error_limit() const noexcept;

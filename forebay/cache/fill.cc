@@ -72,23 +72,6 @@ page_part part_of(std::uint64_t index, std::uint64_t offset, std::uint64_t end) 
 
 }  // namespace
 
-// Calls f(page, from, to) for each page that a read or write bio transfers a part of.
-template <typename F>
-void address_space::for_each_page(const bio& b, F f) noexcept {
-  std::uint64_t offset = b.offset_bytes;
-  for (const iovec& s : b.used_segments()) {
-    auto* data = static_cast<std::byte*>(s.iov_base);
-    for (std::size_t left = s.iov_len; left != 0;) {
-      const std::size_t from = offset % page_bytes;
-      const std::size_t n = std::min(left, page_bytes - from);
-      f(cache_.memory().frame_at(data), from, from + n);
-      data += n;
-      offset += n;
-      left -= n;
-    }
-  }
-}
-
 bool address_space::try_pin(std::uint64_t offset, std::size_t length,
                             std::span<page_ref> out) noexcept {
   if (length == 0) return true;

@@ -93,33 +93,20 @@ void address_space::end_writeback(page& p, std::int32_t status) noexcept {
 }
 
 void address_space::end_write(address_space& self, const bio& b) noexcept {
-  std::uint64_t offset = b.offset_bytes;
-  for (const iovec& s : b.used_segments()) {
-    auto* data = static_cast<std::byte*>(s.iov_base);
-    for (std::size_t left = s.iov_len; left != 0;) {
-      const std::size_t from = offset % page_bytes;
-      const std::size_t n = std::min(left, page_bytes - from);
-      page& p = self.cache_.memory().frame_at(data);
-      data += n;
-      offset += n;
-      left -= n;
-      if (page_buffers(p) == nullptr) {
-        self.end_writeback(p, b.status);
-        continue;
-      }
-      for_each_buffer(p, from, from + n, [&b](buffer_head& bh) {
-        if (b.status != 0) bh.set(bh_dirty);
-        bh.clear(bh_async_write);
-      });
-      bool busy = false;
-      bool failed = false;
-      for_each_buffer(p, 0, page_bytes, [&](const buffer_head& bh) {
-        busy = busy || bh.test(bh_async_write);
-        failed = failed || bh.test(bh_dirty);  // nothing else dirties a page under write-back
-      });
-      if (!busy) self.end_writeback(p, !failed ? 0 : b.status != 0 ? b.status : -EIO);
-    }
-  }
+  self.for_each_page(b, [&](page& p, std::size_t from, std::size_t to) {
+    if (page_buffers(p) == nullptr) return self.end_writeback(p, b.status);
+    for_each_buffer(p, from, to, [&b](buffer_head& bh) {
+      if (b.status != 0) bh.set(bh_dirty);
+      bh.clear(bh_async_write);
+    });
+    bool busy = false;
+    bool failed = false;
+    for_each_buffer(p, 0, page_bytes, [&](const buffer_head& bh) {
+      busy = busy || bh.test(bh_async_write);
+      failed = failed || bh.test(bh_dirty);  // nothing else dirties a page under write-back
+    });
+    if (!busy) self.end_writeback(p, !failed ? 0 : b.status != 0 ? b.status : -EIO);
+  });
 }
 
 // Starts the write-back of one pinned page if it is still dirty, and counts it. `from` and `to` are
