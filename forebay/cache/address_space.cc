@@ -76,6 +76,16 @@ address_space::add_outcome address_space::add_page(std::uint64_t index, page& p)
   return add_outcome::added;
 }
 
+// A page is no longer dirty, for whatever reason: neither its bits nor the counts say so.
+void address_space::clear_dirty(page& p) noexcept {
+  const std::uint32_t was = p.clear(page_dirty | page_error);
+  if ((was & page_dirty) != 0) cache_.count_dirty(-1);
+  if ((was & page_error) != 0) {
+    cache_.count_error(-1);
+    error_pages_.fetch_sub(1, std::memory_order_relaxed);  // relaxed: under lock_
+  }
+}
+
 // Takes a page off the index; the caller holds a reference and, but for the destructor, the page
 // lock.
 void address_space::remove_page(page& p) noexcept {
@@ -84,12 +94,7 @@ void address_space::remove_page(page& p) noexcept {
     const scoped_lock hold(lock_);
     index_.erase(p.index.load(std::memory_order_relaxed));  // relaxed: held by the reference
     p.owner.store(nullptr, std::memory_order_release);      // release: lockers look again at owns()
-    const std::uint32_t was = p.clear(page_dirty | page_error);
-    if ((was & page_dirty) != 0) cache_.count_dirty(-1);
-    if ((was & page_error) != 0) {
-      cache_.count_error(-1);
-      error_pages_.fetch_sub(1, std::memory_order_relaxed);  // relaxed: under lock_
-    }
+    clear_dirty(p);
   }
   put_page(p);  // the index's reference; the caller's is left
 }

@@ -162,6 +162,7 @@ class address_space {
   std::uint64_t next_unwritten(std::uint64_t offset, std::uint64_t end) noexcept
       FOREBAY_EXCLUDES(lock_);
   void mark_dirty(page& p) noexcept FOREBAY_EXCLUDES(lock_);
+  void clear_dirty(page& p) noexcept FOREBAY_REQUIRES(lock_);
   bool being_discarded(std::uint64_t index) const noexcept FOREBAY_REQUIRES(lock_);
   auto discard_over(std::uint64_t index) noexcept {
     return punch_done_.wait_unless([this, index]() noexcept {

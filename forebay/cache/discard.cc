@@ -31,12 +31,7 @@ void address_space::zero_in_place(page& p) noexcept {
   p.set(page_uptodate | page_zero);
   const scoped_lock hold(lock_);
   index_.clear_tag(p.index.load(std::memory_order_relaxed), page_tag::dirty);  // relaxed: locked
-  const std::uint32_t was = p.clear(page_dirty | page_error);
-  if ((was & page_dirty) != 0) cache_.count_dirty(-1);
-  if ((was & page_error) != 0) {
-    cache_.count_error(-1);
-    error_pages_.fetch_sub(1, std::memory_order_relaxed);  // relaxed: under lock_
-  }
+  clear_dirty(p);
 }
 
 // Pins the first page of [at, end) and moves `at` past it; none: nothing pinned.

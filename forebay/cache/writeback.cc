@@ -52,13 +52,8 @@ bool address_space::start_writeback(page& p) noexcept {
   index_.clear_tag(index, page_tag::dirty);
   index_.set_tag(index, page_tag::writeback);
   p.set(page_writeback);
-  const std::uint32_t was = p.clear(page_dirty | page_error);
   cache_.count_writeback(1);
-  cache_.count_dirty(-1);
-  if ((was & page_error) != 0) {
-    cache_.count_error(-1);
-    error_pages_.fetch_sub(1, std::memory_order_relaxed);  // relaxed: under lock_
-  }
+  clear_dirty(p);
   if (page_buffers(p) != nullptr) {
     for_each_buffer(p, 0, valid_bytes(index), [](buffer_head& b) {
       if (!b.test(bh_dirty)) return;
