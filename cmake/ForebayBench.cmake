@@ -1,5 +1,6 @@
 # Benchmarks: forebay_<layer>_bench from the layer's *_bench.cc (Google Benchmark), and one program for each bench/*.cc,
-# in <build>/bench. None is built by default: they hang on the target bench_programs.
+# in <build>/bench, and the allocators that bench/memory/measures.py compares, one program each. None is built by default:
+# they hang on the target bench_programs.
 
 find_package(benchmark REQUIRED)
 
@@ -39,3 +40,43 @@ foreach(source IN LISTS sources)
   endif()
   forebay_bench_program(forebay_bench_${stem} OUTPUT ${stem} SOURCES "${source}" LIBS ${libs})
 endforeach()
+
+# bench/memory: the same loops around Forebay, DPDK and each library that replaces malloc. A peer whose package is not
+# installed has no program, and the table says so.
+add_library(forebay_bench_memory OBJECT EXCLUDE_FROM_ALL bench/memory/program.cc bench/memory/crew.cc)
+target_include_directories(forebay_bench_memory PUBLIC "${PROJECT_SOURCE_DIR}")
+target_link_libraries(forebay_bench_memory PUBLIC Threads::Threads)
+
+function(forebay_bench_memory_program name)
+  cmake_parse_arguments(arg "" "" "SOURCES;LIBS" ${ARGN})
+  set(target forebay_bench_memory_${name})
+  add_executable(${target} EXCLUDE_FROM_ALL ${arg_SOURCES})
+  target_link_libraries(${target} PRIVATE forebay_bench_memory ${arg_LIBS})
+  # A shared library is called through one indirect jump, as in a program that cares would have it.
+  target_compile_options(${target} PRIVATE -fno-plt)
+  set_target_properties(${target} PROPERTIES
+    OUTPUT_NAME memory_${name}
+    RUNTIME_OUTPUT_DIRECTORY "${PROJECT_BINARY_DIR}/bench")
+  add_dependencies(bench_programs ${target})
+endfunction()
+
+forebay_bench_memory_program(forebay SOURCES bench/memory/forebay.cc LIBS forebay)
+forebay_bench_memory_program(glibc SOURCES bench/memory/malloc.cc LIBS ${CMAKE_DL_LIBS})
+foreach(allocator IN ITEMS jemalloc=jemalloc tcmalloc=tcmalloc_minimal mimalloc=mimalloc)
+  string(REGEX MATCH "^([a-z]+)=(.+)$" allocator "${allocator}")
+  set(name ${CMAKE_MATCH_1})
+  find_library(FOREBAY_BENCH_${name} NAMES ${CMAKE_MATCH_2})
+  mark_as_advanced(FOREBAY_BENCH_${name})
+  if(FOREBAY_BENCH_${name})
+    # Whole, or the linker would leave out a library of which nothing but malloc is wanted.
+    forebay_bench_memory_program(${name} SOURCES bench/memory/malloc.cc
+      LIBS -Wl,--no-as-needed ${FOREBAY_BENCH_${name}} -Wl,--as-needed ${CMAKE_DL_LIBS})
+  endif()
+endforeach()
+pkg_check_modules(libdpdk IMPORTED_TARGET libdpdk)
+find_library(FOREBAY_BENCH_mempool_ring NAMES rte_mempool_ring)  # the mempool's ring is a plugin
+mark_as_advanced(FOREBAY_BENCH_mempool_ring)
+if(libdpdk_FOUND AND FOREBAY_BENCH_mempool_ring)
+  forebay_bench_memory_program(dpdk SOURCES bench/memory/dpdk.cc
+    LIBS PkgConfig::libdpdk -Wl,--no-as-needed ${FOREBAY_BENCH_mempool_ring} -Wl,--as-needed)
+endif()

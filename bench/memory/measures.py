@@ -1,0 +1,365 @@
+"""Allocators beside their peers: the memory part of bench/run. bench/README.md says what each measure means.
+
+One program for each allocator (build/release/bench/memory_NAME) is started once and asked in turn, round after round
+(A B C, A B C, ...). A program that is missing or fails makes a line in the table, never an error, unless it is Forebay's.
+"""
+
+import os
+import statistics
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+OURS = "memory_forebay"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One column: who is measured, and by which program."""
+
+    name: str
+    program: str
+    subject: str
+    package: str = ""
+    hint: bool = False  # neither ours nor a peer
+
+    @property
+    def ours(self):
+        return self.program == OURS and not self.hint
+
+
+@dataclass(frozen=True)
+class Aim:
+    """At most `most` times the best of `peers` in the same measure, or times what `of` says of ourselves."""
+
+    subject: str
+    most: float
+    peers: tuple = ()
+    own_measure: str = ""
+
+
+@dataclass(frozen=True)
+class Measure:
+    name: str
+    title: str
+    pattern: str
+    threads: int
+    aims: tuple = ()
+
+
+@dataclass(frozen=True)
+class Family:
+    """Measures that share a table: what is allocated, and by whom."""
+
+    name: str
+    title: str
+    bytes: int
+    subjects: tuple
+    measures: tuple
+
+
+FLOOR = Subject("floor", OURS, "floor", hint=True)
+JEMALLOC = Subject("jemalloc", "memory_jemalloc", "malloc", "libjemalloc-dev")
+TCMALLOC = Subject("tcmalloc", "memory_tcmalloc", "malloc", "libgoogle-perftools-dev")
+MIMALLOC = Subject("mimalloc", "memory_mimalloc", "malloc", "libmimalloc-dev")
+GLIBC = Subject("glibc", "memory_glibc", "malloc")
+MEMPOOL = Subject("rte_mempool", "memory_dpdk", "mempool", "libdpdk-dev")
+RTE_STACK = Subject("rte_stack", "memory_dpdk", "stack", "libdpdk-dev")
+RTE_LF_STACK = Subject("rte lf_stack", "memory_dpdk", "lf_stack", "libdpdk-dev")
+MALLOCS = (JEMALLOC, TCMALLOC, MIMALLOC, GLIBC)
+BEST_OF = ("jemalloc", "tcmalloc", "mimalloc")
+
+PATTERNS = (
+    ("pair", "pair", 1, "allocate, free"),
+    ("out32", "out32", 1, "32 out, back in random order"),
+    ("churn", "churn", 1, "1,024 held, a random one replaced"),
+    ("bulk", "bulk", 1, "32 by one call, each"),
+    ("2t-pair", "pair", 2, "two threads: allocate, free"),
+    ("2t-out32", "out32", 2, "two threads: 32 out, back in random order"),
+    ("2t-churn", "churn", 2, "two threads: 1,024 held, a random one replaced"),
+    ("cross", "cross", 2, "allocated on one CPU, freed on another"),
+)
+
+
+def measures(family, aims_of, leave_out=()):
+    return tuple(Measure(f"{family}-{name}", title, pattern, threads, tuple(aims_of(name)))
+                 for name, pattern, threads, title in PATTERNS if name not in leave_out)
+
+
+def slab(size):
+    name = f"slab{size}"
+    subjects = (FLOOR, *MALLOCS, Subject("forebay slab", OURS, "slab"))
+    return Family(name, f"objects of {size} bytes", size, subjects,
+                  measures(name, lambda _: [Aim("forebay slab", 0.4, BEST_OF)]))
+
+
+def lists():
+    """Free lists of items that are nobody's memory: what lies below pools and caches."""
+    subjects = (FLOOR, RTE_STACK, RTE_LF_STACK, Subject("per-CPU cache", OURS, "cpu_cache"))
+    return Family("list", "free lists", 8, subjects, measures("list", lambda _: []))
+
+
+def pool():
+    """Buffers of 2 KiB from a pool of fixed size."""
+    subjects = (FLOOR, MEMPOOL, *MALLOCS)
+    return Family("pool", "buffers of 2 KiB", 2048, subjects, measures("pool", lambda _: []))
+
+
+FAMILIES = (pool(), lists(), slab(64), slab(256), slab(1024), slab(4096))
+MEASURES = tuple(m for f in FAMILIES for m in f.measures)
+
+
+@dataclass(frozen=True)
+class Overhead:
+    """Bytes of memory used beside the bytes asked for."""
+
+    name: str
+    title: str
+    bytes: int
+    count: int
+    subjects: tuple
+    most: float  # aim for ours, bytes
+
+
+OVERHEADS = (
+    Overhead("overhead-slab256", "200,000 objects of 256 bytes, all in use", 256, 200_000,
+             (*MALLOCS, Subject("forebay slab", OURS, "slab")), 0.03 * 256),
+)
+
+
+def names():
+    return [m.name for m in MEASURES] + [o.name for o in OVERHEADS]
+
+
+def names_in_short():
+    """What names() has, for --help."""
+    patterns = ", ".join(p[0] for p in PATTERNS)
+    return f"{', '.join(f.name for f in FAMILIES)} (each with -{{{patterns}}}), {', '.join(o.name for o in OVERHEADS)}"
+
+
+class Refused(Exception):
+    """One line: why there is no figure."""
+
+
+class Program:
+    """A running memory_* program that answers commands."""
+
+    def __init__(self, path, package, arguments):
+        if not (path.is_file() and os.access(path, os.X_OK)):
+            raise Refused("not built" + (f": install {package} and build again" if package else ""))
+        self.path = path
+        self.process = subprocess.Popen([path, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                        stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+    def ask(self, *words):
+        try:
+            self.process.stdin.write(" ".join(str(w) for w in words) + "\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            pass  # its obituary comes below
+        for line in self.process.stdout:
+            kind, _, rest = line.strip().partition(" ")
+            if kind == "ok":
+                return rest
+            if kind == "error":
+                raise Refused(rest)
+        said = self.process.stderr.read().strip().splitlines()
+        raise Refused(f"{self.path.name} has ended with status {self.process.wait()}: {(said or ['no message'])[-1]}")
+
+    def stop(self):
+        self.process.stdin.close()
+        try:
+            self.process.wait(5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+def two_cpus():
+    """Two CPUs that this process may use, on different cores if there are any."""
+    allowed = sorted(os.sched_getaffinity(0))
+    siblings = Path(f"/sys/devices/system/cpu/cpu{allowed[0]}/topology/thread_siblings_list")
+    try:
+        own = {int(c) for part in siblings.read_text().strip().split(",") for c in part.split("-")}
+    except (OSError, ValueError):
+        own = {allowed[0]}
+    return [allowed[0], *([c for c in allowed if c not in own] or allowed[1:])[:1]]
+
+
+class MemoryBench:
+    def __init__(self, build, rounds, windows, wanted, peers_only=False, touch=False, progress=lambda text: None):
+        self.build, self.rounds, self.progress = Path(build), rounds, progress
+        self.cpus = two_cpus()
+        self.arguments = ["--cpus", ",".join(map(str, self.cpus)), "--windows", str(windows)]
+        self.arguments += ["--touch"] if touch else []
+        self.wanted = wanted
+        self.peers_only = peers_only
+        self.programs = {}
+        self.about = {}  # program -> what it says it measures
+        self.refused = {}  # program -> why it does not run
+        self.results = []
+
+    def program(self, subject, fresh=False):
+        """The running program of a subject; Refused if there is none."""
+        name = subject.program
+        if name in self.refused:
+            raise Refused(self.refused[name])
+        try:
+            if fresh:
+                return Program(self.build / "bench" / name, subject.package, self.arguments)
+            if name not in self.programs:
+                self.programs[name] = Program(self.build / "bench" / name, subject.package, self.arguments)
+                self.about[name] = self.programs[name].ask("about")
+        except Refused as e:
+            self.refused[name] = str(e)
+            raise
+        return self.programs[name]
+
+    def close(self):
+        for program in self.programs.values():
+            program.stop()
+        self.programs.clear()
+
+    def subjects(self, of):
+        return [s for s in of if not (self.peers_only and s.ours)]
+
+    def sample(self, family, measure, subject):
+        if measure.threads > len(self.cpus):
+            raise Refused("needs two CPUs")
+        answer = self.program(subject).ask("sample", subject.subject, measure.pattern, measure.threads, family.bytes)
+        ns, windows, disturbed = answer.split()
+        return {"ns": float(ns), "windows": int(windows), "disturbed": int(disturbed)}
+
+    def run_measures(self, family, chosen):
+        """Everything that shares a table takes its turn in each round, so that aims across measures are of one round too."""
+        rows = {m.name: {s.name: [] for s in self.subjects(family.subjects)} for m in chosen}
+        failed = {m.name: {} for m in chosen}
+        for turn in range(self.rounds):
+            for m in chosen:
+                for s in self.subjects(family.subjects):
+                    if s.name in failed[m.name]:
+                        continue
+                    self.progress(f"{m.name}: round {turn + 1} of {self.rounds}, {s.name}")
+                    try:
+                        rows[m.name][s.name].append(self.sample(family, m, s))
+                    except Refused as e:
+                        failed[m.name][s.name] = str(e)
+        self.progress("")
+        out = []
+        for m in chosen:
+            figures = {}
+            for s in self.subjects(family.subjects):
+                if s.name in failed[m.name]:
+                    figures[s.name] = {"failed": failed[m.name][s.name]}
+                else:
+                    each = [r["ns"] for r in rows[m.name][s.name]]
+                    figures[s.name] = {"median": statistics.median(each), "rounds": rows[m.name][s.name]}
+            out.append({"name": m.name, "title": m.title, "unit": "ns", "subjects": figures})
+        for m, result in zip(chosen, out):
+            result["aims"] = [a for a in (compare(aim, result, out) for aim in m.aims) if a]
+        return out
+
+    def run_overhead(self, overhead):
+        figures = {}
+        for s in self.subjects(overhead.subjects):
+            self.progress(f"{overhead.name}: {s.name}")
+            try:
+                program = self.program(s, fresh=True)  # a heap that nobody has used
+                try:
+                    figures[s.name] = {"bytes": float(program.ask("overhead", s.subject, overhead.bytes, overhead.count))}
+                finally:
+                    program.stop()
+            except Refused as e:
+                figures[s.name] = {"failed": str(e)}
+        self.progress("")
+        return {"name": overhead.name, "title": overhead.title, "unit": "bytes", "most": overhead.most,
+                "subjects": figures}
+
+    def run(self):
+        for family in FAMILIES:
+            chosen = [m for m in family.measures if self.wanted(m.name)]
+            if chosen:
+                got = self.run_measures(family, chosen)
+                self.results += got
+                print_family(family, got)
+        for overhead in OVERHEADS:
+            if self.wanted(overhead.name):
+                self.results.append(self.run_overhead(overhead))
+                print_overhead(overhead, self.results[-1])
+
+    def our_failure(self):
+        """Why Forebay's program could not be run at all, or nothing."""
+        return self.refused.get(OURS)
+
+
+def compare(aim, result, family_results):
+    """What became of an aim: the median of the rounds' ratios, the lowest and the highest.
+
+    A ratio within a round is steadier than that of two medians: where the hypervisor puts two CPUs may change in between.
+    """
+    ours = result["subjects"].get(aim.subject, {})
+    if aim.own_measure:
+        other = next((r for r in family_results if r["name"] == aim.own_measure), None)
+        candidates = {aim.own_measure: other["subjects"].get(aim.subject, {})} if other else {}
+    else:
+        candidates = {p: result["subjects"].get(p, {}) for p in aim.peers}
+    candidates = {n: c for n, c in candidates.items() if "median" in c}
+    if "median" not in ours or not candidates:
+        return None
+    best = min(candidates, key=lambda n: candidates[n]["median"])
+    ratios = [o["ns"] / p["ns"] for o, p in zip(ours["rounds"], candidates[best]["rounds"])]
+    return {"subject": aim.subject, "of": best, "most": aim.most, "ratio": statistics.median(ratios),
+            "ratio_min": min(ratios), "ratio_max": max(ratios)}
+
+
+# -- what is printed
+
+def ns(value):
+    return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
+
+
+def cell(figure):
+    if "failed" in figure:
+        return "-"
+    each = [r["ns"] for r in figure["rounds"]]
+    return f"{ns(figure['median'])} ({ns(min(each))}-{ns(max(each))})"
+
+
+def table(rows, left=(0,)):
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        print("  " + "  ".join(c.ljust(w) if i in left else c.rjust(w)
+                               for i, (c, w) in enumerate(zip(row, widths))).rstrip())
+
+
+def print_failures(results):
+    said = dict.fromkeys((n, f["failed"]) for r in results for n, f in r["subjects"].items() if "failed" in f)
+    for name, why in said:
+        print(f"  {name}: {why}")
+
+
+def print_family(family, results):
+    print(f"\n{family.name}: {family.title}, ns an allocate + free pair: median (lowest-highest round)")
+    heads = list(results[0]["subjects"])
+    table([["", *heads]] + [[r["name"].removeprefix(family.name + "-"), *(cell(r["subjects"][h]) for h in heads)]
+                            for r in results])
+    print_failures(results)
+    aims = [["aims", "", "ratio", "lowest", "highest", "at most", ""]]
+    aims += [[r["name"], f"{a['subject']} / {a['of']}", *(f"{a[k]:.2f}" for k in ("ratio", "ratio_min", "ratio_max", "most")),
+              "reached" if a["ratio"] <= a["most"] else "NOT reached"] for r in results for a in r["aims"]]
+    if len(aims) > 1:
+        table(aims, left=(0, 1, 6))
+    sys.stdout.flush()
+
+
+def print_overhead(overhead, result):
+    print(f"\n{overhead.name}: {overhead.title}: bytes beside each")
+    figures = {n: f["bytes"] for n, f in result["subjects"].items() if "bytes" in f}
+    table([["", *figures], ["bytes", *(f"{b:.1f}" for b in figures.values())],
+           ["share", *(f"{100 * b / overhead.bytes:.1f}%" for b in figures.values())]])
+    print_failures([result])
+    for s in overhead.subjects:
+        if s.ours and s.name in figures:
+            print(f"  {s.name}: aim: at most {overhead.most:.3g} bytes: "
+                  f"{'reached' if figures[s.name] <= overhead.most else 'NOT reached'}", flush=True)
