@@ -1,5 +1,7 @@
 #include "forebay/memory/arena.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <bit>
 #include <new>
@@ -12,86 +14,186 @@ std::byte* page::data() const noexcept { return home->address_of(*this); }
 
 void release_page(page& p) noexcept { p.home->release(p); }
 
+arena_device::~arena_device() {
+  // acquire: the last answer is complete.
+  FOREBAY_ASSERT(!link_.linked() && owed_.load(std::memory_order_acquire) == 0);
+}
+
+namespace {
+
+// Whole chunks that a limit allows at the start, in bytes of an arena of `count` frames.
+std::uint64_t initial_bytes(std::uint64_t limit, std::uint32_t count) noexcept {
+  const std::uint64_t all = std::uint64_t{count} << page_shift;
+  return limit >= all ? all : round_down(limit, std::uint64_t{arena::chunk_bytes});
+}
+
+}  // namespace
+
 result<std::unique_ptr<arena>> arena::create(const options& opts, memory_source& source) {
   if (opts.bytes < min_bytes) return fail(errc::too_small);
   if (opts.bytes > max_bytes) return fail(errc::too_large);
-  const auto count = static_cast<std::uint32_t>(opts.bytes / (page_bytes + sizeof(page)));
-  auto data = source.map(std::size_t{count} << page_shift, opts.huge_pages);
+  if (opts.numa_node != any_numa_node && !numa_node_exists(opts.numa_node)) return fail(ENODEV);
+  parts p;
+  p.page_count = static_cast<std::uint32_t>(opts.bytes / (page_bytes + sizeof(page)));
+  auto data = source.map({.bytes = std::size_t{p.page_count} << page_shift,
+                          .largest = opts.huge_pages ? opts.largest_pages : page_backing::ordinary,
+                          .node = opts.numa_node,
+                          .commit_bytes = initial_bytes(opts.limit_bytes, p.page_count)});
   if (!data) return fail(data.error());
-  auto states = source.map(count * sizeof(page), false);
+  p.data = std::move(*data);
+  auto states = source.map({.bytes = p.page_count * sizeof(page), .node = opts.numa_node});
   if (!states) return fail(states.error());
-  std::unique_ptr<arena> a(new (std::nothrow) arena(std::move(*data), std::move(*states), count));
+  p.page_states = std::move(*states);
+  const std::uint32_t chunks = buddy::chunks_of(p.page_count);
+  p.chunks.reset(new (std::nothrow) chunk_record[chunks]);
+  p.buddy_chunks.reset(new (std::nothrow) buddy::chunk_record[chunks]);
+  if (p.chunks == nullptr || p.buddy_chunks == nullptr) return fail(ENOMEM);
+  std::unique_ptr<arena> a(new (std::nothrow) arena(source, opts, std::move(p)));
   if (!a) return fail(ENOMEM);
+  a->start(opts);
   return a;
 }
 
-arena::arena(memory_mapping data, memory_mapping pages_mapping, std::uint32_t page_count) noexcept
-    : data_(std::move(data)), page_states_(std::move(pages_mapping)), page_count_(page_count) {
-  for (std::uint32_t i = 0; i < page_count_; ++i) {
-    page* p = new (pages() + i) page;
-    p->home = this;
+arena::arena(memory_source& source, const options& opts, parts p) noexcept
+    : source_(source),
+      data_(std::move(p.data)),
+      page_states_(std::move(p.page_states)),
+      page_count_(p.page_count),
+      chunks_(std::move(p.chunks)),
+      buddy_chunks_(std::move(p.buddy_chunks)),
+      buddy_(pages(), page_count_, {buddy_chunks_.get(), buddy::chunks_of(page_count_)}),
+      limit_(opts.limit_bytes) {}
+
+arena::~arena() {
+  const scoped_lock hold(device_lock_);
+  FOREBAY_ASSERT(devices_.empty());
+  const scoped_lock hold_too(lock_);
+  std::uint64_t away = 0;  // frames that are nobody's and not on the buddy's lists
+  for (std::uint32_t c = 0; c < chunk_count(); ++c) {
+    FOREBAY_ASSERT(chunks_[c].state != chunk_state::leaving);
+    if (chunks_[c].state == chunk_state::offline) away += buddy_.frames_in(c);
+    if (chunks_[c].state == chunk_state::isolated) away += buddy_.state_of(c).free;
   }
+  FOREBAY_ASSERT(free_pages() + away == page_count_);
+}
+
+void arena::start(const options& opts) {
+  remark_on_pages(opts.huge_pages ? opts.largest_pages : page_backing::ordinary);
+  const std::size_t bytes = initial_bytes(opts.limit_bytes, page_count_);
+  const std::uint32_t initial = buddy::chunks_of(static_cast<std::uint32_t>(bytes >> page_shift));
+  if (opts.pin && bytes != 0) {
+    const auto r = source_.pin(data_.part(0, bytes));
+    pin_ = r.has_value();
+    if (!r) remark_on_pin(r.error());
+  } else {
+    pin_ = opts.pin;
+  }
+  for (std::uint32_t c = 0; c < initial; ++c) make_frames(c);
   const scoped_lock hold(lock_);
-  for (std::uint32_t at = 0; at < page_count_;) {
-    // The largest block that is aligned at `at` and does not reach past the end.
-    const unsigned by_alignment = at == 0 ? max_order : static_cast<unsigned>(std::countr_zero(at));
-    const unsigned by_room = static_cast<unsigned>(std::bit_width(page_count_ - at)) - 1;
-    const unsigned order = std::min({by_alignment, by_room, max_order});
-    add_free(frame(at), order);
-    at += 1u << order;
+  for (std::uint32_t c = 0; c < chunk_count(); ++c) {
+    if (c >= initial) {
+      offline_chunks_.fetch_add(1, std::memory_order_relaxed);  // relaxed: a level
+      continue;
+    }
+    // relaxed: a level
+    committed_frames_.fetch_add(buddy_.frames_in(c), std::memory_order_relaxed);
+    if (pin_) {
+      chunks_[c].pinned = true;
+      counts_.pinned_bytes += mapping_of(c).size();
+    }
+    put_online(c);
   }
+  lowest_offline_ = initial;
 }
 
-arena::~arena() { FOREBAY_ASSERT(free_pages() == page_count_); }
-
-void arena::add_free(page& block, unsigned order) noexcept {
-  block.order = static_cast<std::uint8_t>(order);
-  block.set(page_in_buddy);
-  free_[order].push_front(block);
-  ++free_count_[order];
-  // relaxed: lock_ orders the writers, readers take a hint.
-  free_pages_.fetch_add(1u << order, std::memory_order_relaxed);
+void arena::remark_on_pages(page_backing wanted) {
+  const page_backing got = backing();
+  if (got == wanted) return;
+  std::string text =
+      fmt::format("the memory is in {}, not in {}", to_string(got), to_string(wanted));
+  if (wanted <= page_backing::huge_reserved) {
+    const huge_page_pool pool = reserved_huge_pages(wanted);
+    const std::size_t needed = (data_.size_bytes() - 1) / page_bytes_of(wanted) + 1;
+    text += fmt::format(" ({} of them are free, {} are needed: {})", pool.free, needed,
+                        wanted == page_backing::gigantic_reserved
+                            ? "boot with hugepagesz=1G hugepages=N"
+                            : "raise vm.nr_hugepages");
+  }
+  if (got == page_backing::ordinary) {
+    text +=
+        ", which costs address translation time: allow transparent huge pages in "
+        "/sys/kernel/mm/transparent_hugepage/enabled";
+  } else if (got == page_backing::huge_transparent) {
+    text += ": the kernel gives them while it finds some and may split them";
+  }
+  remarks_.push_back(std::move(text));
 }
 
-void arena::remove_free(page& block) noexcept {
-  free_list::erase(block);
-  block.clear(page_in_buddy);
-  --free_count_[block.order];
-  // relaxed: as in add_free.
-  free_pages_.fetch_sub(1u << block.order, std::memory_order_relaxed);
+void arena::remark_on_pin(std::error_code error) {
+  const std::uint64_t limit = pin_limit_bytes();
+  remarks_.push_back(fmt::format(
+      "the memory is not pinned ({}): the kernel may swap it out; needed are {} KiB, "
+      "RLIMIT_MEMLOCK is {}: raise it with ulimit -l or LimitMEMLOCK=, or give CAP_IPC_LOCK",
+      error.message(), data_.size_bytes() >> 10,
+      limit == UINT64_MAX ? "unlimited" : fmt::format("{} KiB", limit >> 10)));
 }
 
-page* arena::allocate(unsigned order) noexcept {
+page* arena::allocate(unsigned order, placement where) noexcept {
   if (order > max_order) return nullptr;
   page* block = nullptr;
-  {
-    const scoped_lock hold(lock_);
-    unsigned found = order;
-    while (found <= max_order && free_[found].empty()) ++found;
-    if (found > max_order) return nullptr;
-    block = &free_[found].front();
-    remove_free(*block);
-    while (found > order) {
-      --found;
-      add_free(block[std::size_t{1} << found], found);
+  for (;;) {
+    {
+      const scoped_lock hold(lock_);
+      block = buddy_.take(order, where);
     }
-    block->order = static_cast<std::uint8_t>(order);
+    if (block != nullptr) break;
+    if (!bring_back()) return nullptr;
   }
+  const std::uint32_t flags = where == placement::fixed ? std::uint32_t{page_fixed} : 0u;
   // relaxed: refs.set() below publishes the fields to who takes a reference.
-  block->flags.store(0, std::memory_order_relaxed);
+  block->flags.store(flags, std::memory_order_relaxed);
   block->private_data.store(nullptr, std::memory_order_relaxed);  // relaxed: see above
   block->owner.store(nullptr, std::memory_order_relaxed);         // relaxed: see above
   block->refs.set(1);
   return block;
 }
 
+result<std::size_t> arena::allocate_scattered(std::size_t bytes, std::span<page*> blocks,
+                                              placement where) noexcept {
+  if (bytes == 0) return fail(EINVAL);
+  if (bytes > memory().size()) return fail(ENOMEM);
+  auto left = static_cast<std::uint32_t>(round_up(bytes, page_bytes) >> page_shift);
+  unsigned order = max_order;
+  std::size_t count = 0;
+  int error = 0;
+  while (left != 0 && error == 0) {
+    // One block that is a little too large is better than two, but would not be all used.
+    order = std::min(order, static_cast<unsigned>(std::bit_width(left)) - 1);
+    if (count == blocks.size()) {
+      error = EMSGSIZE;
+    } else if (page* const block = allocate(order, where); block != nullptr) {
+      blocks[count++] = block;
+      left -= 1u << order;
+    } else if (order == 0) {
+      error = ENOMEM;
+    } else {
+      --order;
+    }
+  }
+  if (error == 0) return count;
+  while (count != 0) put_page(*blocks[--count]);
+  return fail(error);
+}
+
 void arena::split(page& block) noexcept {
   const std::size_t count = std::size_t{1} << block.order;
+  // relaxed: the block is the caller's.
+  const std::uint32_t fixed = block.flags.load(std::memory_order_relaxed) & page_fixed;
   block.order = 0;
   for (std::size_t i = 1; i < count; ++i) {
     page& p = (&block)[i];
     p.order = 0;
-    p.flags.store(0, std::memory_order_relaxed);               // relaxed: refs.set() publishes
+    p.flags.store(fixed, std::memory_order_relaxed);           // relaxed: refs.set() publishes
     p.private_data.store(nullptr, std::memory_order_relaxed);  // relaxed: as above
     p.owner.store(nullptr, std::memory_order_relaxed);         // relaxed: as above
     p.refs.set(1);
@@ -103,23 +205,12 @@ void arena::release(page& block) noexcept {
   // relaxed: nobody can hold a reference now.
   block.owner.store(nullptr, std::memory_order_relaxed);
   const scoped_lock hold(lock_);
-  std::uint32_t at = frame_of(block);
-  unsigned order = block.order;
-  while (order < max_order) {
-    const std::uint32_t buddy_at = at ^ (1u << order);
-    if (buddy_at + (1u << order) > page_count_) break;
-    page& buddy = frame(buddy_at);
-    if (!buddy.test(page_in_buddy) || buddy.order != order) break;
-    remove_free(buddy);
-    at = std::min(at, buddy_at);
-    ++order;
-  }
-  add_free(frame(at), order);
+  buddy_.give(block);
 }
 
-std::array<std::uint32_t, arena::max_order + 1> arena::free_blocks() const noexcept {
+buddy::counts arena::free_blocks() const noexcept {
   const scoped_lock hold(lock_);
-  return free_count_;
+  return buddy_.free_blocks();
 }
 
 }  // namespace forebay

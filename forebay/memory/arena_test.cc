@@ -31,14 +31,14 @@ bool is_mapped(const void* address, std::size_t bytes) {
   return ::mincore(const_cast<void*>(address), bytes, residency.data()) == 0;
 }
 
-// Lets the first `successes` requests through and refuses the rest.
+// Lets the first `successes` calls through and refuses the rest; counts them.
 class failing_source final : public memory_source {
  public:
   explicit failing_source(int successes) : left_(successes) {}
 
-  result<memory_mapping> map(std::size_t bytes, bool huge) override {
-    if (left_-- <= 0) return fail(ENOMEM);
-    auto mapping = memory_source::system().map(bytes, huge);
+  result<memory_mapping> map(const memory_request& request) override {
+    if (refuse()) return fail(ENOMEM);
+    auto mapping = memory_source::system().map(request);
     if (mapping) given.emplace_back(mapping->data(), mapping->size_bytes());
     return mapping;
   }
@@ -46,6 +46,7 @@ class failing_source final : public memory_source {
   std::vector<std::pair<std::byte*, std::size_t>> given;
 
  private:
+  bool refuse() { return left_-- <= 0; }
   int left_;
 };
 
@@ -253,7 +254,8 @@ TEST(Arena, AnOrderAboveTheLargestGivesNull) {
   ASSERT_NE(a, nullptr);
   EXPECT_EQ(a->allocate(arena::max_order + 1), nullptr);
   EXPECT_EQ(a->allocate(64), nullptr);
-  page* const largest = a->allocate(arena::max_order);
+  EXPECT_EQ(a->allocate(arena::max_order), nullptr) << "larger than the arena";
+  page* const largest = a->allocate(10);
   ASSERT_NE(largest, nullptr);
   EXPECT_EQ(a->free_pages(), a->page_count() - 1024);
   put_page(*largest);

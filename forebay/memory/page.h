@@ -14,6 +14,9 @@
 // from one non-null value to another. A reference taken on a guess is therefore good exactly if the
 // identity, read after taking it, is the one that was looked for.
 //
+// A frame whose memory is with the operating system (offline, or not yet taken from it) has a count
+// of zero as well, and so refuses too.
+//
 // Guards: refs, flags, owner, index and private_data are atomics; `link` belongs to the lock of the
 // list it is on (arena when free, the page cache's list lock when cached); `order` is set by the
 // arena while the block is free.
@@ -46,6 +49,9 @@ enum page_flag : std::uint32_t {
   page_private = 1u << 7,     // private_data leads to per-block state
   page_zero = 1u << 8,        // known to lie in a hole of the device: reads as zeros
   page_in_buddy = 1u << 9,    // head of a free block of `order`
+  page_fixed = 1u << 10,      // head of a block that cannot be emptied at will (see buddy.h)
+  page_isolated = 1u << 11,   // free, and kept off the buddy's lists with its chunk
+  page_offline = 1u << 12,    // its memory has been given back to the operating system
 };
 
 struct alignas(64) page {

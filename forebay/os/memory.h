@@ -1,24 +1,46 @@
 // Anonymous memory from the operating system, and how much there is.
 //
-// `memory_source` is the seam for tests: an arena asks it for its mapping, so a source that fails
-// or refuses huge pages can stand in.
+//    map()  address space          commit()  pages behind it, for certain     pin()  that never
+//    leave
+//           (nothing is used yet)  discard() none any more, it reads as zeros unpin()
+//
+// `memory_source` is the seam for tests: an arena asks it for everything it does with memory, so a
+// source that fails or refuses huge pages can stand in. All its members may be called from any
+// thread.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <utility>
 
 #include "forebay/base/result.h"
+#include "forebay/os/numa.h"
 
 namespace forebay {
 
-enum class page_backing {
-  huge_reserved,     // MAP_HUGETLB: 2 MiB pages from the reserved pool
-  huge_transparent,  // 2 MiB pages where the kernel finds them (MADV_HUGEPAGE)
-  ordinary,          // 4 KiB pages
+// From the largest to the smallest.
+enum class page_backing : std::uint8_t {
+  gigantic_reserved,  // MAP_HUGETLB: 1 GiB pages from the reserved pool
+  huge_reserved,      // MAP_HUGETLB: 2 MiB pages from the reserved pool
+  huge_transparent,   // 2 MiB pages where the kernel finds them (MADV_HUGEPAGE)
+  ordinary,           // 4 KiB pages
 };
 
 const char* to_string(page_backing b) noexcept;
+
+// The size of a backing's pages; transparent ones count as what they are meant to be.
+std::size_t page_bytes_of(page_backing b) noexcept;
+
+struct memory_request {
+  std::size_t bytes = 0;
+  // With which pages to begin; when they are not to be had the next smaller ones are tried.
+  page_backing largest = page_backing::ordinary;
+  int node = any_numa_node;
+  // So many bytes from the start are certain to be there when map() returns, where the backing has
+  // a pool that could run dry; the rest must be committed before it is touched.
+  std::size_t commit_bytes = SIZE_MAX;
+};
 
 // Owns one mapping; unmaps on destruction.
 class memory_mapping {
@@ -36,6 +58,9 @@ class memory_mapping {
   std::byte* data() const noexcept { return data_; }
   std::size_t size_bytes() const noexcept { return bytes_; }
   page_backing backing() const noexcept { return backing_; }
+  std::span<std::byte> part(std::size_t start, std::size_t bytes) const noexcept {
+    return {data_ + start, bytes};
+  }
 
  private:
   std::byte* data_ = nullptr;
@@ -47,21 +72,44 @@ class memory_source {
  public:
   virtual ~memory_source() = default;
 
-  // Zeroed, readable and writable memory, aligned to 2 MiB when `huge` is asked for and to 4 KiB
-  // otherwise. `bytes` is rounded up to that alignment. With `huge`, tries reserved huge pages,
-  // then transparent ones, then takes ordinary ones: the mapping's backing() tells which. Errors:
-  // ENOMEM, EINVAL for 0 bytes.
-  virtual result<memory_mapping> map(std::size_t bytes, bool huge);
+  // Zeroed, readable and writable memory, aligned to the size of the pages asked for; bytes is
+  // rounded up to that. The mapping's backing() tells which pages it got. Errors: ENOMEM, EINVAL
+  // for 0 bytes, ENODEV for a NUMA node that does not exist, errno.
+  virtual result<memory_mapping> map(const memory_request& request);
+
+  // Makes sure that a part of a mapping has memory, where the backing's pool could run dry:
+  // ENOMEM if it has. Nothing to do for other backings.
+  virtual result<> commit(std::span<std::byte> part, page_backing backing);
+
+  // Gives the memory of a part back to the operating system. Its contents are lost, the addresses
+  // stay and read as zeros. The part must be aligned to the backing's pages (EINVAL) and not be
+  // pinned.
+  virtual result<> discard(std::span<std::byte> part);
+
+  // Keeps a part in memory (mlock). Errors: ENOMEM, EPERM, EAGAIN when RLIMIT_MEMLOCK is too small;
+  // nothing is pinned then.
+  virtual result<> pin(std::span<std::byte> part);
+  virtual void unpin(std::span<std::byte> part) noexcept;
 
   // The source that asks the kernel.
   static memory_source& system();
 };
 
+// A pool of reserved huge pages, in pages; zeros where the machine has no such size.
+struct huge_page_pool {
+  std::uint64_t total = 0;
+  std::uint64_t free = 0;
+};
+huge_page_pool reserved_huge_pages(page_backing b);
+
+// RLIMIT_MEMLOCK of this process; UINT64_MAX for unlimited.
+std::uint64_t pin_limit_bytes() noexcept;
+
 // Bytes of memory that the machine has.
 std::uint64_t machine_memory_bytes() noexcept;
 
 // Bytes of memory that the machine, or the cgroup (v1 or v2) that this process is in, allows it:
-// the smaller one (see os/cgroup.h).
+// the smaller one.
 std::uint64_t memory_limit_bytes();
 
 }  // namespace forebay

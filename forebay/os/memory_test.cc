@@ -16,6 +16,10 @@ namespace {
 
 constexpr std::size_t mebibyte = 1u << 20;
 
+memory_request huge_request(std::size_t bytes) {
+  return {.bytes = bytes, .largest = page_backing::huge_reserved};
+}
+
 bool is_mapped(const std::byte* address, std::size_t bytes) {
   std::vector<unsigned char> residency(bytes / 4096 + 1);
   return ::mincore(const_cast<std::byte*>(address), bytes, residency.data()) == 0;
@@ -33,7 +37,7 @@ void expect_zeroed_and_writable(const memory_mapping& m) {
 TEST(MemorySource, MapsWholePages) {
   for (const std::size_t bytes : {std::size_t{1}, std::size_t{4095}, std::size_t{4096},
                                   std::size_t{4097}, mebibyte, 3 * mebibyte + 1}) {
-    const auto m = memory_source::system().map(bytes, false);
+    const auto m = memory_source::system().map({.bytes = bytes});
     ASSERT_TRUE(m) << m.error().message();
     EXPECT_EQ(m->size_bytes(), round_up(bytes, 4096));
     EXPECT_TRUE(is_aligned(reinterpret_cast<std::uintptr_t>(m->data()), 4096));
@@ -44,7 +48,7 @@ TEST(MemorySource, MapsWholePages) {
 
 TEST(MemorySource, HugeIsAlignedAndRoundedWhateverCameOfIt) {
   for (const std::size_t bytes : {std::size_t{1}, 2 * mebibyte, 2 * mebibyte + 1, 5 * mebibyte}) {
-    const auto m = memory_source::system().map(bytes, true);
+    const auto m = memory_source::system().map(huge_request(bytes));
     ASSERT_TRUE(m) << m.error().message();
     EXPECT_EQ(m->size_bytes(), round_up(bytes, 2 * mebibyte));
     EXPECT_TRUE(is_aligned(reinterpret_cast<std::uintptr_t>(m->data()), 2 * mebibyte));
@@ -59,16 +63,21 @@ TEST(MemorySource, HugeFallsBackWhereNoneAreReserved) {
   long reserved = -1;
   in >> reserved;
   if (reserved != 0) GTEST_SKIP() << "this machine has reserved huge pages";
-  const auto m = memory_source::system().map(2 * mebibyte, true);
+  const auto m = memory_source::system().map(huge_request(2 * mebibyte));
   ASSERT_TRUE(m);
   EXPECT_NE(m->backing(), page_backing::huge_reserved);
 }
 
 TEST(MemorySource, RefusesNothingAndTooMuch) {
   for (const bool huge : {false, true}) {
-    EXPECT_EQ(memory_source::system().map(0, huge).error().value(), EINVAL);
-    EXPECT_EQ(memory_source::system().map(SIZE_MAX, huge).error().value(), EINVAL);
-    EXPECT_EQ(memory_source::system().map(std::size_t{1} << 60, huge).error().value(), ENOMEM);
+    const auto error_of = [&](std::size_t bytes) {
+      const memory_request request = huge ? huge_request(bytes) : memory_request{.bytes = bytes};
+      return memory_source::system().map(request).error().value();
+    };
+    EXPECT_EQ(error_of(0), EINVAL);
+    EXPECT_EQ(error_of(SIZE_MAX), EINVAL);
+    EXPECT_EQ(error_of(SIZE_MAX - 1), EINVAL);
+    EXPECT_EQ(error_of(std::size_t{1} << 60), ENOMEM);
   }
 }
 
@@ -76,8 +85,8 @@ TEST(MemoryMapping, UnmapsOnceAndMoves) {
   std::byte* first = nullptr;
   std::byte* second = nullptr;
   {
-    auto a = memory_source::system().map(mebibyte, false);
-    auto b = memory_source::system().map(2 * mebibyte, false);
+    auto a = memory_source::system().map({.bytes = mebibyte});
+    auto b = memory_source::system().map({.bytes = 2 * mebibyte});
     ASSERT_TRUE(a && b);
     first = a->data();
     second = b->data();
