@@ -186,13 +186,13 @@ class tracked_ref {
     if (object_ == nullptr) return;
     T& object = *std::exchange(object_, nullptr);
     // The record first: the put may be the last, and take object and tracker along.
-    Traits::tracker(object).release(std::exchange(ticket_, {}));
+    give_ticket_back(object);
     Traits::put(object);
   }
 
   // Gives the reference to the caller, who is no longer tracked.
   [[nodiscard]] T* release() noexcept {
-    if (object_ != nullptr) Traits::tracker(*object_).release(std::exchange(ticket_, {}));
+    if (object_ != nullptr) give_ticket_back(*object_);
     return std::exchange(object_, nullptr);
   }
 
@@ -204,6 +204,11 @@ class tracked_ref {
 
  private:
   tracked_ref(T* object, ref_ticket ticket) noexcept : object_(object), ticket_(ticket) {}
+
+  void give_ticket_back(T& object) noexcept {
+    if (ticket_) [[unlikely]]
+      Traits::tracker(object).release(std::exchange(ticket_, {}));
+  }
 
   T* object_ = nullptr;
   ref_ticket ticket_;

@@ -257,6 +257,7 @@ TEST(RefTracker, ReportsTheLeakWhenItGoes) {
 }
 
 TEST(RefTrackerDeath, ATicketOfAnotherTrackerIsRefused) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
   tracking tracker;
   EXPECT_DEATH(tracker.release({.record = 7, .generation = 1}), "another tracker");
 }

@@ -1,6 +1,6 @@
 // Where a thread is: return addresses taken now, names found later.
 //
-// Taking a trace is cheap enough for debug modes (about a microsecond: the unwinder reads the
+// Taking a trace is cheap enough for debug modes (a microsecond or two: the unwinder reads the
 // tables that every program carries, it needs no frame pointers, takes no lock and allocates
 // nothing). Naming an address is slow (it maps the file that the code came from and looks through
 // its symbol table) and is left to a `symbolizer` when a report is written.
