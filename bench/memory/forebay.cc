@@ -2,11 +2,9 @@
 //
 // `floor` allocates nothing: an array of each thread's own. It shows what the loops and the
 // hand-over cost by themselves, and that no allocator can be faster.
-#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <memory>
-#include <numeric>
 #include <span>
 #include <string>
 #include <utility>
@@ -15,10 +13,12 @@
 #include "bench/memory/program.h"
 #include "forebay/base/version.h"
 #include "forebay/memory/arena.h"
-#include "forebay/memory/cpu_cache.h"
-#include "forebay/memory/free_list.h"
+#include "forebay/memory/bitmap_list.h"
+#include "forebay/memory/buddy_list.h"
+#include "forebay/memory/cached_list.h"
+#include "forebay/memory/lock_free_stack.h"
+#include "forebay/memory/locked_list.h"
 #include "forebay/memory/slab.h"
-#include "forebay/os/mutex.h"
 
 namespace forebay::bench {
 namespace {
@@ -46,50 +46,39 @@ class floor_subject : public bulk_by_singles<floor_subject> {
 
 thread_local floor_subject::array floor_subject::mine_;
 
-// A locked array: what a per-CPU cache stands before, and hardly ever asks.
-class locked_array final : public free_list {
- public:
-  explicit locked_array(std::uint32_t count) : items_(count) {
-    std::iota(items_.begin(), items_.end(), 0U);
-  }
-
-  std::size_t take(std::span<std::uint32_t> to) noexcept override {
-    const scoped_lock hold(lock_);
-    const std::size_t n = std::min(to.size(), items_.size());
-    std::copy_n(items_.end() - static_cast<std::ptrdiff_t>(n), n, to.begin());
-    items_.resize(items_.size() - n);
-    return n;
-  }
-  void give(std::span<const std::uint32_t> items) noexcept override {
-    const scoped_lock hold(lock_);
-    items_.insert(items_.end(), items.begin(), items.end());  // never beyond the first capacity
-  }
-
- private:
-  mutex lock_;
-  std::vector<std::uint32_t> items_ FOREBAY_GUARDED_BY(lock_);
-};
-
-class cpu_cache_subject {
+// A free list, called by its own type: what a pool or a cache above it would do.
+template <typename List>
+class list_subject {
  public:
   using item = std::uint32_t;
 
-  item allocate() noexcept { return cache_.pop(); }
-  void free(item i) noexcept { cache_.push(i); }
-  static bool is_none(item i) noexcept { return i == cpu_cache::none; }
+  list_subject() : list_(list_items) { give_range(list_, 0, list_items); }
+
+  item allocate() noexcept {
+    item i;
+    return list_.take({&i, 1}) == 1 ? i : none;
+  }
+  void free(item i) noexcept { list_.give({&i, 1}); }
+  static bool is_none(item i) noexcept { return i == none; }
   bool allocate_bulk(std::span<item> items) noexcept {
-    const std::size_t got = cache_.pop(items);
+    const std::size_t got = list_.take(items);
     if (got == items.size()) [[likely]]
       return true;
-    cache_.push(items.first(got));
+    list_.give(items.first(got));
     return false;
   }
-  void free_bulk(std::span<item> items) noexcept { cache_.push(items); }
+  void free_bulk(std::span<item> items) noexcept { list_.give(items); }
 
  private:
-  locked_array backing_{list_items};
-  cpu_cache cache_{backing_};
+  static constexpr item none = UINT32_MAX;
+
+  List list_;
 };
+
+template <typename List>
+made_subject make_list(std::size_t) {
+  return std::make_unique<subject_runner<list_subject<List>>>();
+}
 
 // An object that its constructor leaves as it is.
 template <std::size_t Bytes>
@@ -148,6 +137,19 @@ made_subject make_slab(std::size_t bytes) {
   }
 }
 
+std::vector<subject_entry> subjects() {
+  const auto make_floor = [](std::size_t) -> made_subject {
+    return std::make_unique<subject_runner<floor_subject>>();
+  };
+  return {{.name = "floor", .make = make_floor},
+          {.name = "slab", .make = make_slab},
+          {.name = "locked", .make = make_list<locked_list>},
+          {.name = "lock_free_stack", .make = make_list<lock_free_list>},
+          {.name = "bitmap", .make = make_list<bitmap_list>},
+          {.name = "buddy", .make = make_list<buddy_list>},
+          {.name = "cached", .make = make_list<cached_list>}};
+}
+
 }  // namespace
 }  // namespace forebay::bench
 
@@ -156,12 +158,5 @@ int main(int argc, char** argv) {
   return run_program(argc, argv,
                      {.name = "Forebay",
                       .about = [] { return "forebay " + std::string(forebay::version); },
-                      .subjects = {{.name = "floor",
-                                    .make = [](std::size_t) -> made_subject {
-                                      return std::make_unique<subject_runner<floor_subject>>();
-                                    }},
-                                   {.name = "slab", .make = make_slab},
-                                   {.name = "cpu_cache", .make = [](std::size_t) -> made_subject {
-                                      return std::make_unique<subject_runner<cpu_cache_subject>>();
-                                    }}}});
+                      .subjects = subjects()});
 }

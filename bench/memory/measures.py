@@ -96,8 +96,12 @@ def slab(size):
 
 def lists():
     """Free lists of items that are nobody's memory: what lies below pools and caches."""
-    subjects = (FLOOR, RTE_STACK, RTE_LF_STACK, Subject("per-CPU cache", OURS, "cpu_cache"))
-    return Family("list", "free lists", 8, subjects, measures("list", lambda _: []))
+    ours = (("locked", "locked"), ("stack", "lock_free_stack"), ("bitmap", "bitmap"), ("buddy", "buddy"),
+            ("per-CPU", "cached"))
+    subjects = (FLOOR, RTE_STACK, RTE_LF_STACK, *(Subject(name, OURS, subject) for name, subject in ours))
+    two_threads = Aim("stack", 1.0, ("rte lf_stack",))
+    return Family("list", "free lists", 8, subjects,
+                  measures("list", lambda name: [two_threads] if name.startswith("2t") or name == "cross" else []))
 
 
 def pool():
