@@ -392,16 +392,20 @@ RC_GTEST_PROP(WeakRef, DoesWhatSharedPtrDoes, ()) {
 struct life {
   std::atomic<int> destroyed{0};
   std::atomic<int> freed{0};
+  std::atomic<int> written{0};  // by how many holders, as the destructor saw it
 };
 
 struct mortal {
   explicit mortal(life& l) noexcept : of(&l) {}
   ~mortal() {
     data = -1;
+    of->written.store(written[0] + written[1]);
     of->destroyed.fetch_add(1);
   }
   life* of;
-  int data = 42;  // plain on purpose: a missing order shows as a race
+  // Plain on purpose: a missing order shows as a race.
+  int data = 42;
+  int written[2] = {};
 };
 
 struct mortal_deleter {
@@ -479,6 +483,7 @@ TEST(WeakRefStress, HoldersOfBothKindsGoAtTheSameTime) {
     threads[t] = std::thread([&, t] {
       for (holder& h : hands[t]) {
         const auto more = h.strong.weak();
+        h.strong->written[t] = 1;
         h.strong.reset();
         if (const auto again = more.lock(); again && again->data != 42) ++dead_seen;
         h.weak.reset();
@@ -488,8 +493,33 @@ TEST(WeakRefStress, HoldersOfBothKindsGoAtTheSameTime) {
   for (std::thread& t : threads) t.join();
   EXPECT_EQ(dead_seen.load(), 0);
   for (const life& l : lives) {
+    ASSERT_EQ(l.written.load(), 2);
     ASSERT_EQ(l.destroyed.load(), 1);
     ASSERT_EQ(l.freed.load(), 1);
+  }
+}
+
+// The other thread has put its references, which this one learns from the (relaxed) counts alone:
+// all order between them comes from the puts. Once with a weak reference left over, once alone.
+TEST(WeakRefStress, TheLastHolderIsOrderedAfterTheOthers) {
+  for (const bool keep_weak : {true, false}) {
+    life l;
+    auto strong = make_mortal(l);
+    auto weak = keep_weak ? strong.weak() : decltype(strong.weak())();
+    auto& counts = counted_block<mortal, mortal_deleter>::of(*strong).counts();
+    const std::uint32_t weak_left = keep_weak ? 2 : 1;
+    std::thread other([its = strong.share(), its_weak = strong.weak()]() mutable {
+      its->written[0] = 1;
+      its.reset();
+      its_weak.reset();
+    });
+    while (counts.strong() != 1 || counts.weak() != weak_left) std::this_thread::yield();
+    strong->written[1] = 1;
+    strong.reset();
+    EXPECT_EQ(l.written.load(), 2);
+    weak.reset();
+    EXPECT_EQ(l.freed.load(), 1);
+    other.join();
   }
 }
 
