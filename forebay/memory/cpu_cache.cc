@@ -2,10 +2,12 @@
 
 #include <algorithm>
 #include <bit>
-#include <cstring>
 #include <new>
+#include <thread>
+#include <utility>
 
 #include "forebay/base/assert.h"
+#include "forebay/base/cache_line.h"
 #include "forebay/base/stats.h"
 #include "forebay/os/cpu.h"
 
@@ -16,7 +18,24 @@ struct alignas(no_sharing_bytes) cpu_cache::slot_lock {
   mutex lock;
 };
 
+// Says that the call has a magazine in its hands. Sequentially consistent: who does not see it sees
+// what the call left behind.
+class cpu_cache::hands {
+ public:
+  explicit hands(cpu_cache& c) noexcept : cache_(c) { cache_.in_hands_.fetch_add(1); }
+  ~hands() { cache_.in_hands_.fetch_sub(1); }
+  hands(const hands&) = delete;
+  hands& operator=(const hands&) = delete;
+
+ private:
+  cpu_cache& cache_;
+};
+
 namespace {
+
+// How often a call that finds no item looks again because others have some in their hands: they are
+// done long before, unless they are kept from running.
+constexpr unsigned looks_max = 100;
 
 // relaxed: statistics, they order nothing.
 void count(std::atomic<std::uint64_t>& statistic, std::uint64_t n = 1) noexcept {
@@ -47,7 +66,8 @@ cpu_cache::cpu_cache(free_list& backing, const options& opts) noexcept
       slot_count_(slots_wanted(per_cpu_)),
       slot_array_(new(std::nothrow) cpu_slot[slot_count_]),
       slots_(slot_array_.get()),
-      locks_(per_cpu_ ? nullptr : new(std::nothrow) slot_lock[slot_count_]) {
+      locks_(per_cpu_ ? nullptr : new(std::nothrow) slot_lock[slot_count_]),
+      refill_items_(magazine_items_) {
   // Without memory for the slots there are no caches: every call goes to the backing list.
   if (!slot_array_ || (!per_cpu_ && !locks_)) slot_count_ = 0;
   for (std::uint32_t i = 0; i < slot_count_; ++i) load(i, &unloaded_);
@@ -59,12 +79,13 @@ cpu_cache::~cpu_cache() {
   for (std::uint32_t i = 0; i < slot_count_; ++i) {
     if (slots_[i].taken != &unloaded_) to_depot(slots_[i].taken);
   }
-  while (item_stack* m = empty_from_depot()) ::operator delete(m, std::align_val_t{64});
+  while (item_stack* m = empty_from_depot())
+    ::operator delete(m, std::align_val_t{no_sharing_bytes});
 }
 
 std::uint32_t cpu_cache::slot_number() const noexcept {
 #if FOREBAY_HAVE_RSEQ
-  if (per_cpu_) return rseq::cpu();
+  if (per_cpu_) return cpu_stack::cpu();
 #endif
   return slot_count_ == 0 ? none : thread_number() & (slot_count_ - 1);
 }
@@ -75,7 +96,7 @@ std::size_t cpu_cache::pop_loaded(std::span<std::uint32_t> items) noexcept {
   const auto wanted =
       static_cast<std::uint32_t>(std::min<std::size_t>(items.size(), item_stack::max_capacity));
 #if FOREBAY_HAVE_RSEQ
-  if (per_cpu_) return rseq::pop_some(slots_, slot_count_, items.data(), wanted);
+  if (per_cpu_) return cpu_stack::pop_some(slots_, slot_count_, items.data(), wanted);
 #endif
   const std::uint32_t slot = slot_number();
   if (slot >= slot_count_) return 0;
@@ -93,7 +114,7 @@ std::size_t cpu_cache::push_loaded(std::span<const std::uint32_t> items) noexcep
   const auto wanted =
       static_cast<std::uint32_t>(std::min<std::size_t>(items.size(), item_stack::max_capacity));
 #if FOREBAY_HAVE_RSEQ
-  if (per_cpu_) return rseq::push_some(slots_, slot_count_, items.data(), wanted);
+  if (per_cpu_) return cpu_stack::push_some(slots_, slot_count_, items.data(), wanted);
 #endif
   const std::uint32_t slot = slot_number();
   if (slot >= slot_count_) return 0;
@@ -108,7 +129,7 @@ std::size_t cpu_cache::push_loaded(std::span<const std::uint32_t> items) noexcep
 bool cpu_cache::replace(std::uint32_t slot, item_stack* expected,
                         item_stack* replacement) noexcept {
 #if FOREBAY_HAVE_RSEQ
-  if (per_cpu_) return rseq::replace(slots_, slot, expected, replacement);
+  if (per_cpu_) return cpu_stack::replace(slots_, slot, expected, replacement);
 #endif
   const scoped_lock hold(locks_[slot].lock);
   // acquire: for who reads the count without the lock; release: publishes the replacement's items.
@@ -150,19 +171,27 @@ std::uint32_t cpu_cache::pop_slow() noexcept {
   std::uint32_t item = none;
   if (!per_cpu_ && pop_loaded({&item, 1}) == 1) return item;
   count(slow_pops_);
+  item = pop_magazine();
+  return item != none ? item : pop_when_dry();
+}
+
+// An item of this CPU's magazine, which is exchanged for another one if it is empty.
+std::uint32_t cpu_cache::pop_magazine() noexcept {
+  std::uint32_t item = none;
   for (;;) {
     const std::uint32_t number = slot_number();
-    if (number >= slot_count_) return take_directly();
+    if (number >= slot_count_) return none;
     cpu_slot& slot = slots_[number];
     // acquire: pairs with load() and replace(), so that the count below is the magazine's own.
     item_stack* const old = slot.loaded.load(std::memory_order_acquire);
-    if (old == &closed_) return take_directly();
+    if (old == &closed_) return none;
     if (old->count() != 0) {  // another thread of this slot was here
       if (pop_loaded({&item, 1}) == 1) return item;
       continue;
     }
+    const hands full_handed(*this);
     item_stack* const full = magazine_with_items(slot);
-    if (full == nullptr) return pop_when_dry();
+    if (full == nullptr) return none;
     // This thread's item is taken before anybody else can see the magazine.
     item = full->items()[full->count() - 1];
     // relaxed: this thread has the magazine alone.
@@ -185,6 +214,7 @@ void cpu_cache::push_slow(std::span<const std::uint32_t> items) noexcept {
     if (old == &closed_) return backing_.give(items);
     items = items.subspan(push_loaded(items));
     if (items.empty()) return;
+    const hands full_handed(*this);
     item_stack* const fresh = magazine_with_room(slots_[number]);
     if (fresh == nullptr) return backing_.give(items);
     const std::size_t n = std::min<std::size_t>(items.size(), magazine_items_);
@@ -199,18 +229,50 @@ void cpu_cache::push_slow(std::span<const std::uint32_t> items) noexcept {
   }
 }
 
-std::uint32_t cpu_cache::take_directly() noexcept {
+std::uint32_t cpu_cache::pop_directly() noexcept {
   std::uint32_t item = none;
   if (backing_.take({&item, 1}) == 0) return none;
   count(direct_pops_);
   return item;
 }
 
-// The backing list and the depot have nothing: other CPUs may. Somebody else may be faster to take
-// what is reclaimed, but then somebody has got it.
+// This CPU and the depot have nothing, or there is no slot: another CPU may have some.
 std::uint32_t cpu_cache::pop_when_dry() noexcept {
-  if (cached() != 0) reclaim();
-  return take_directly();
+  for (unsigned look = 0; look < looks_max; ++look) {
+    const bool others = in_hands_.load() != 0;
+    std::uint32_t item = pop_directly();
+    if (item != none) return item;
+    if (cached() != 0) {
+      item = take_back();
+      if (item != none) return item;
+    } else if (!others) {
+      return none;
+    }
+    std::this_thread::yield();
+  }
+  return none;
+}
+
+// Takes everything back, keeps one item for the caller.
+std::uint32_t cpu_cache::take_back() noexcept {
+  std::uint32_t item = none;
+  const hands full_handed(*this);
+  item_stack* taken = nullptr;
+  {
+    const scoped_lock hold(reclaim_lock_);
+    if (closes_ != 0 || slot_count_ == 0) return none;
+    count(reclaims_);
+    unload_all();
+    taken = take_all();
+    load_all();
+  }
+  if (taken != nullptr) {
+    item = taken->items()[taken->count() - 1];
+    set_word(*taken, taken->count() - 1);
+    count(direct_pops_);
+  }
+  drain_list(taken);
+  return item;
 }
 
 // --- where magazines come from and go ---
@@ -219,20 +281,29 @@ item_stack* cpu_cache::magazine_with_items(cpu_slot& slot) noexcept {
   // acquire: pairs with retire().
   item_stack* spare = slot.spare.exchange(nullptr, std::memory_order_acquire);
   if (spare != nullptr && spare->count() != 0) return spare;
-  item_stack* full = full_from_depot();
+  item_stack* const full = full_from_depot();
   if (full == nullptr) {
     if (spare == nullptr) spare = empty_from_depot();
     if (spare == nullptr) spare = new_magazine();
     if (spare == nullptr) return nullptr;
-    const std::size_t n = backing_.take({spare->items(), magazine_items_});
-    if (n != 0) {
-      set_word(*spare, n);
-      count(refills_);
-      return spare;
-    }
+    if (refill(*spare)) return spare;
   }
   if (spare != nullptr) to_depot(spare);
   return full;
+}
+
+bool cpu_cache::refill(item_stack& m) noexcept {
+  // relaxed: a hint.
+  const std::uint32_t wanted = refill_items_.load(std::memory_order_relaxed);
+  const std::size_t n = backing_.take({m.items(), wanted});
+  if (n == 0) return false;
+  set_word(m, n);
+  count(refills_);
+  if (n == wanted && wanted < magazine_items_) {
+    refill_items_.store(std::min(2 * wanted, magazine_items_),
+                        std::memory_order_relaxed);  // relaxed: a hint
+  }
+  return true;
 }
 
 item_stack* cpu_cache::magazine_with_room(cpu_slot& slot) noexcept {
@@ -245,8 +316,9 @@ item_stack* cpu_cache::magazine_with_room(cpu_slot& slot) noexcept {
 }
 
 item_stack* cpu_cache::new_magazine() noexcept {
-  const std::size_t bytes = sizeof(item_stack) + magazine_items_ * sizeof(std::uint32_t);
-  void* memory = ::operator new(bytes, std::align_val_t{64}, std::nothrow);
+  const std::size_t bytes =
+      round_up(sizeof(item_stack) + magazine_items_ * sizeof(std::uint32_t), no_sharing_bytes);
+  void* memory = ::operator new(bytes, std::align_val_t{no_sharing_bytes}, std::nothrow);
   if (memory == nullptr) return nullptr;
   item_stack* m = new (memory) item_stack;
   m->capacity = magazine_items_;
@@ -310,12 +382,21 @@ item_stack* cpu_cache::empty_from_depot() noexcept {
   return m;
 }
 
-std::size_t cpu_cache::drain(item_stack& m) noexcept {
-  const std::size_t n = m.count();
-  if (n == 0) return 0;
+void cpu_cache::drain(item_stack& m) noexcept {
   count(drains_);
-  backing_.give({m.items(), n});
+  backing_.give({m.items(), m.count()});
   set_word(m, 0);
+}
+
+// Of magazines linked by next; how many items.
+std::size_t cpu_cache::drain_list(item_stack* magazines) noexcept {
+  std::size_t n = 0;
+  while (magazines != nullptr) {
+    item_stack* m = std::exchange(magazines, magazines->next);
+    n += m->count();
+    if (m->count() != 0) drain(*m);
+    to_depot(m);
+  }
   return n;
 }
 
@@ -342,42 +423,57 @@ void cpu_cache::load_all() noexcept {
   for (std::uint32_t i = 0; i < slot_count_; ++i) load(i, slots_[i].taken);
 }
 
-// After unload_all(): gives what the slots and the depot have to the backing list.
-std::size_t cpu_cache::drain_all() noexcept {
-  std::size_t n = 0;
+// After unload_all(): the magazines with items of the slots and the depot, linked by next, for the
+// caller to drain when it has let go of the lock.
+item_stack* cpu_cache::take_all() noexcept {
+  item_stack* all = nullptr;
+  std::uint64_t n = 0;
+  const auto add = [&](item_stack* m) {
+    n += m->count();
+    m->next = all;
+    all = m;
+  };
   for (std::uint32_t i = 0; i < slot_count_; ++i) {
-    if (slots_[i].taken != &unloaded_) {
+    if (slots_[i].taken != &unloaded_ && slots_[i].taken->count() != 0) {
       fold_pops(*slots_[i].taken);
-      n += drain(*slots_[i].taken);
+      add(std::exchange(slots_[i].taken, &unloaded_));
     }
     if (item_stack* spare = slots_[i].spare.exchange(nullptr)) {
-      n += drain(*spare);
-      to_depot(spare);
+      spare->count() != 0 ? add(spare) : to_depot(spare);
     }
   }
-  while (item_stack* m = full_from_depot()) {
-    n += drain(*m);
-    to_depot(m);
-  }
-  return n;
+  while (item_stack* m = full_from_depot()) add(m);
+  const auto share =
+      static_cast<std::uint32_t>(std::min<std::uint64_t>(n / (2 * slot_count_), magazine_items_));
+  refill_items_.store(std::max(share, 1u), std::memory_order_relaxed);  // relaxed: a hint
+  return all;
 }
 
 std::size_t cpu_cache::reclaim() noexcept {
-  const scoped_lock hold(reclaim_lock_);
-  if (closes_ != 0) return 0;
-  count(reclaims_);
-  unload_all();
-  const std::size_t n = drain_all();
-  load_all();
-  return n;
+  const hands full_handed(*this);
+  item_stack* taken = nullptr;
+  {
+    const scoped_lock hold(reclaim_lock_);
+    if (closes_ != 0 || slot_count_ == 0) return 0;
+    count(reclaims_);
+    unload_all();
+    taken = take_all();
+    load_all();
+  }
+  return drain_list(taken);
 }
 
 void cpu_cache::close() noexcept {
-  const scoped_lock hold(reclaim_lock_);
-  if (closes_++ != 0) return;
-  closing_.store(true);
-  unload_all();
-  drain_all();
+  const hands full_handed(*this);
+  item_stack* taken = nullptr;
+  {
+    const scoped_lock hold(reclaim_lock_);
+    if (closes_++ != 0 || slot_count_ == 0) return;
+    closing_.store(true);
+    unload_all();
+    taken = take_all();
+  }
+  drain_list(taken);
 }
 
 void cpu_cache::open() noexcept {

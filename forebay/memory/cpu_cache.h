@@ -21,11 +21,13 @@
 //
 // Who guards what: the loaded magazine of a slot belongs to its CPU, by restartable sequences (or
 // the slot's lock); `spare` is exchanged atomically, whoever gets the magazine owns it; depot_lock_
-// guards the depot; reclaim_lock_ makes one thread at a time load or unload closed_. A magazine in
-// nobody's hands lies in exactly one of these places.
+// guards the depot; reclaim_lock_ makes one thread at a time load or unload closed_, and guards
+// `taken`. A magazine lies in exactly one of these places or is in the hands of one call.
 //
-// Lock order: reclaim_lock_, then a slot's lock, or depot_lock_; the backing list's locks are taken
-// under reclaim_lock_ alone or with none of them held.
+// Lock order: reclaim_lock_, then a slot's lock or depot_lock_. The backing list is called with
+// none of them held.
+//
+// Not for signal handlers, nor for the child of a fork() of a process with several threads.
 #pragma once
 
 #include <memory>
@@ -48,7 +50,7 @@ struct cpu_cache_statistics {
   bool per_cpu = false;  // restartable sequences are in use
 };
 
-class cpu_cache {
+class alignas(no_sharing_bytes) cpu_cache {
  public:
   // No item has this number.
   static constexpr std::uint32_t none = UINT32_MAX;
@@ -66,11 +68,13 @@ class cpu_cache {
   cpu_cache(const cpu_cache&) = delete;
   cpu_cache& operator=(const cpu_cache&) = delete;
 
-  // A free item, or `none` when there is none anywhere. Any thread.
+  // A free item. `none` when the backing list is empty and so were the caches when they were looked
+  // at, one after the other: items that others free and allocate during the look may be missed.
+  // After close() the backing list alone decides. Any thread.
   std::uint32_t pop() noexcept {
 #if FOREBAY_HAVE_RSEQ
     std::uint32_t item;
-    if (per_cpu_ && rseq::pop(slots_, slot_count_, item)) [[likely]]
+    if (per_cpu_ && cpu_stack::pop(slots_, slot_count_, item)) [[likely]]
       return item;
 #endif
     return pop_slow();
@@ -79,18 +83,19 @@ class cpu_cache {
   // Takes an item back. Any thread; never fails.
   void push(std::uint32_t item) noexcept {
 #if FOREBAY_HAVE_RSEQ
-    if (per_cpu_ && rseq::push(slots_, slot_count_, item)) [[likely]]
+    if (per_cpu_ && cpu_stack::push(slots_, slot_count_, item)) [[likely]]
       return;
 #endif
     push_slow({&item, 1});
   }
 
-  // The same for many: as many as there are, up to items.size(); how many.
+  // The same for many: as many as there are, up to items.size(); how many. What is behind them in
+  // `items` is left in disorder.
   std::size_t pop(std::span<std::uint32_t> items) noexcept;
   void push(std::span<const std::uint32_t> items) noexcept;
 
   // Gives everything that lies in the caches to the backing list; how many items. The caches stay
-  // in use. Any thread.
+  // in use, and what calls in progress hold stays with them. Any thread.
   std::size_t reclaim() noexcept FOREBAY_EXCLUDES(reclaim_lock_);
 
   // The same, and from now on every item goes to and comes from the backing list directly, until
@@ -107,14 +112,17 @@ class cpu_cache {
 
  private:
   struct slot_lock;
+  class hands;
 
   std::uint32_t slot_number() const noexcept;
   std::uint32_t pop_slow() noexcept;
   void push_slow(std::span<const std::uint32_t> items) noexcept;
   std::size_t pop_loaded(std::span<std::uint32_t> items) noexcept;
   std::size_t push_loaded(std::span<const std::uint32_t> items) noexcept;
-  std::uint32_t take_directly() noexcept;
-  std::uint32_t pop_when_dry() noexcept;
+  std::uint32_t pop_magazine() noexcept;
+  std::uint32_t pop_directly() noexcept;
+  std::uint32_t pop_when_dry() noexcept FOREBAY_EXCLUDES(reclaim_lock_);
+  std::uint32_t take_back() noexcept FOREBAY_EXCLUDES(reclaim_lock_);
   bool replace(std::uint32_t slot, item_stack* expected, item_stack* replacement) noexcept;
   item_stack* unload(std::uint32_t slot) noexcept;
   void load(std::uint32_t slot, item_stack* m) noexcept;
@@ -122,19 +130,24 @@ class cpu_cache {
   item_stack* magazine_with_items(cpu_slot& slot) noexcept;
   item_stack* magazine_with_room(cpu_slot& slot) noexcept;
   item_stack* new_magazine() noexcept;
+  bool refill(item_stack& m) noexcept;
   void retire(cpu_slot& slot, item_stack* m) noexcept;
   void fold_pops(item_stack& m) noexcept;
   void to_depot(item_stack* m) noexcept;
   item_stack* full_from_depot() noexcept;
   item_stack* empty_from_depot() noexcept;
-  std::size_t drain(item_stack& m) noexcept;
+  void drain(item_stack& m) noexcept;
+  std::size_t drain_list(item_stack* magazines) noexcept;
 
   void unload_all() noexcept FOREBAY_REQUIRES(reclaim_lock_);
   void load_all() noexcept FOREBAY_REQUIRES(reclaim_lock_);
-  std::size_t drain_all() noexcept FOREBAY_REQUIRES(reclaim_lock_);
+  item_stack* take_all() noexcept FOREBAY_REQUIRES(reclaim_lock_);
 
+  // Read by every call, written at the start only (but closing_). The class is aligned so that
+  // nothing that is written often shares their lines.
   free_list& backing_;
   const bool per_cpu_;
+  std::atomic<bool> closing_{false};  // written under reclaim_lock_: no magazine may keep items
   const std::uint32_t magazine_items_;
   const std::uint32_t depot_magazines_;
   std::uint32_t slot_count_;  // a power of two where slots belong to threads
@@ -147,16 +160,23 @@ class cpu_cache {
   item_stack unloaded_;
   item_stack closed_;
 
-  mutable mutex reclaim_lock_;  // also guards the slots' `taken`
+  alignas(no_sharing_bytes) mutable mutex reclaim_lock_;
   unsigned closes_ FOREBAY_GUARDED_BY(reclaim_lock_) = 0;
-  std::atomic<bool> closing_{false};  // written under reclaim_lock_: no magazine may keep items
+  // How many items a refill asks for: few when the caches had to be emptied for want of items, and
+  // twice as many each time until it is a magazine again. Otherwise CPUs that are short of items
+  // would strip one another. Any thread; a hint.
+  std::atomic<std::uint32_t> refill_items_;
 
-  mutable mutex depot_lock_;
+  alignas(no_sharing_bytes) mutable mutex depot_lock_;
   item_stack* full_ FOREBAY_GUARDED_BY(depot_lock_) = nullptr;   // those with items, linked by next
   item_stack* empty_ FOREBAY_GUARDED_BY(depot_lock_) = nullptr;  // those without
   std::uint32_t full_count_ FOREBAY_GUARDED_BY(depot_lock_) = 0;
+  std::atomic<std::uint64_t> depot_items_{0};  // written under depot_lock_
+  // Calls that may have a magazine with items in their hands. Who finds no item looks again while
+  // there are some.
+  std::atomic<std::uint32_t> in_hands_{0};
 
-  // Statistics: any thread, each orders nothing.
+  // Statistics of the slow paths: any thread, each orders nothing.
   std::atomic<std::uint64_t> pops_{0};  // of magazines that are not loaded any more
   std::atomic<std::uint64_t> direct_pops_{0};
   std::atomic<std::uint64_t> slow_pops_{0};
@@ -164,7 +184,6 @@ class cpu_cache {
   std::atomic<std::uint64_t> drains_{0};
   std::atomic<std::uint64_t> reclaims_{0};
   std::atomic<std::uint64_t> magazines_{0};
-  std::atomic<std::uint64_t> depot_items_{0};
 };
 
 }  // namespace forebay

@@ -132,6 +132,48 @@ TEST_P(CpuCache, ReclaimTakesItemsOutOfEveryCache) {
   EXPECT_GT(cache.cached(), 0u);
 }
 
+// A list that hands the processor to another thread in the middle of a refill.
+class slow_list final : public free_list {
+ public:
+  explicit slow_list(std::uint32_t n) : list_(n) {}
+  std::size_t take(std::span<std::uint32_t> items) noexcept override {
+    const std::size_t n = list_.take(items);
+    if (items.size() > 1) std::this_thread::sleep_for(std::chrono::microseconds(300));
+    return n;
+  }
+  void give(std::span<const std::uint32_t> items) noexcept override {
+    std::this_thread::sleep_for(std::chrono::microseconds(100));
+    list_.give(items);
+  }
+
+ private:
+  plain_list list_;
+};
+
+// Fewer threads than items, each holding one at most: nobody ever goes without, though a refill
+// takes all there is and others take all back.
+TEST_P(CpuCache, AnItemInTheHandsOfAnotherCallIsWaitedFor) {
+  slow_list list(8);
+  cpu_cache cache(list, with(16));
+  std::atomic<int> without{0};
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 4; ++t) {
+    threads.emplace_back([&, t] {
+      for (int i = 0; i < 100; ++i) {
+        if (t == 0 && i % 8 == 0) cache.reclaim();
+        const std::uint32_t item = cache.pop();
+        if (item == cpu_cache::none) {
+          ++without;
+        } else {
+          cache.push(item);
+        }
+      }
+    });
+  }
+  for (auto& t : threads) t.join();
+  EXPECT_EQ(without, 0);
+}
+
 // Threads fill the caches of every CPU and then sleep, holding nothing: the last one still gets
 // all.
 TEST_P(CpuCache, WhatSleepersLeftInTheirCachesIsNotStranded) {

@@ -20,7 +20,9 @@ class free_list {
   // thread.
   virtual std::size_t take(std::span<std::uint32_t> items) noexcept = 0;
 
-  // Gives items back that were taken from here. Any thread; never fails.
+  // Gives items back that were taken from here. Any thread; never fails. Neither is called by a
+  // cpu_cache with a lock of its own held; but a list that wants to call its cpu_cache from here
+  // would wait for itself if it holds the lock that it takes here.
   virtual void give(std::span<const std::uint32_t> items) noexcept = 0;
 
  protected:

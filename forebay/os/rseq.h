@@ -5,7 +5,7 @@
 // A restartable sequence is a few instructions that end in one store. If the thread is preempted,
 // moved or signalled before that store, the kernel sends it back to the start; so on one CPU the
 // sequences of different threads never interleave, without a locked instruction or a shared cache
-// line. Each of the three operations here ends in the store that makes it happen.
+// line. Each operation here ends in the store that makes it happen.
 //
 // The word of a stack holds the number of items in its low 16 bits and counts the pops since the
 // stack was loaded in the others, so that statistics cost nothing: a pop adds 2^16 - 1.
@@ -14,6 +14,9 @@
 // rseq_fence(). After the fence every sequence that may have seen the old one has ended or starts
 // anew. A replace() that was in its last instruction may have overwritten the exchange: look at
 // `loaded` again.
+//
+// Not for code that may be unloaded: a thread keeps the address of its last sequence's descriptor,
+// and the kernel reads it. A shared library that contains this must be linked with -z nodelete.
 //
 // Usable on x86-64 where glibc (2.35 and later) has registered the threads and membarrier(2) knows
 // MEMBARRIER_CMD_PRIVATE_EXPEDITED_RSEQ; not under valgrind and not in builds with the thread
@@ -76,14 +79,14 @@ void rseq_fence() noexcept;
 #endif
 #endif
 #if !defined(FOREBAY_HAVE_RSEQ)
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(__ILP32__) && __has_include(<sys/rseq.h>)
 #define FOREBAY_HAVE_RSEQ 1
 #else
 #define FOREBAY_HAVE_RSEQ 0
 #endif
 #endif
 
-namespace rseq {
+namespace cpu_stack {
 
 #if FOREBAY_HAVE_RSEQ
 // The CPU of the calling thread, at least 2^31 if it has none (a thread that glibc does not know).
@@ -93,14 +96,19 @@ inline std::uint32_t cpu() noexcept;
 // CPU.
 inline bool pop(cpu_slot* slots, std::uint32_t slot_count, std::uint32_t& item) noexcept;
 
-// Takes up to `wanted` items into `to`; how many.
+// A sequence moves no more than this many items, so that it has a good chance to end: it starts
+// anew each time the thread is interrupted.
+inline constexpr std::uint32_t max_some = 256;
+
+// Takes up to `wanted` items, at most max_some, into `to`; how many. What is behind them in `to`
+// may be overwritten.
 inline std::uint32_t pop_some(cpu_slot* slots, std::uint32_t slot_count, std::uint32_t* to,
                               std::uint32_t wanted) noexcept;
 
 // Puts an item onto the stack of this CPU. False if it is full, or there is no slot for this CPU.
 inline bool push(cpu_slot* slots, std::uint32_t slot_count, std::uint32_t item) noexcept;
 
-// Puts as many of `from` as there is room for; how many.
+// Puts as many of `from` as there is room for, at most max_some; how many.
 inline std::uint32_t push_some(cpu_slot* slots, std::uint32_t slot_count, const std::uint32_t* from,
                                std::uint32_t count) noexcept;
 
@@ -111,7 +119,7 @@ inline bool replace(cpu_slot* slots, std::uint32_t cpu, item_stack* expected,
 
 #endif
 
-}  // namespace rseq
+}  // namespace cpu_stack
 }  // namespace forebay
 
 #if FOREBAY_HAVE_RSEQ

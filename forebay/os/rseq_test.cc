@@ -64,17 +64,17 @@ class Rseq : public testing::Test {
 
 TEST_F(Rseq, PushAndPopAreAStackAndCountPops) {
   const std::uint32_t limit = cpu_limit();
-  EXPECT_EQ(rseq::cpu(), cpu_);
+  EXPECT_EQ(cpu_stack::cpu(), cpu_);
   std::uint32_t item = 0;
-  EXPECT_FALSE(rseq::pop(slots(), limit, item));
-  for (std::uint32_t i = 0; i < capacity; ++i) EXPECT_TRUE(rseq::push(slots(), limit, 10 + i));
-  EXPECT_FALSE(rseq::push(slots(), limit, 99));
+  EXPECT_FALSE(cpu_stack::pop(slots(), limit, item));
+  for (std::uint32_t i = 0; i < capacity; ++i) EXPECT_TRUE(cpu_stack::push(slots(), limit, 10 + i));
+  EXPECT_FALSE(cpu_stack::push(slots(), limit, 99));
   EXPECT_EQ(a_->count(), capacity);
   for (std::uint32_t i = capacity; i-- > 0;) {
-    EXPECT_TRUE(rseq::pop(slots(), limit, item));
+    EXPECT_TRUE(cpu_stack::pop(slots(), limit, item));
     EXPECT_EQ(item, 10 + i);
   }
-  EXPECT_FALSE(rseq::pop(slots(), limit, item));
+  EXPECT_FALSE(cpu_stack::pop(slots(), limit, item));
   EXPECT_EQ(a_->pops(), capacity);
   EXPECT_EQ(a_->count(), 0u);
 }
@@ -82,33 +82,33 @@ TEST_F(Rseq, PushAndPopAreAStackAndCountPops) {
 TEST_F(Rseq, ManyAtATimeMoveWhatThereIsAndWhatFits) {
   const std::uint32_t limit = cpu_limit();
   const std::vector<std::uint32_t> from{1, 2, 3, 4, 5, 6, 7};
-  EXPECT_EQ(rseq::push_some(slots(), limit, from.data(), 0), 0u);
-  EXPECT_EQ(rseq::push_some(slots(), limit, from.data(), 2), 2u);
-  EXPECT_EQ(rseq::push_some(slots(), limit, from.data() + 2, 5), 3u);
-  EXPECT_EQ(rseq::push_some(slots(), limit, from.data(), 1), 0u);
+  EXPECT_EQ(cpu_stack::push_some(slots(), limit, from.data(), 0), 0u);
+  EXPECT_EQ(cpu_stack::push_some(slots(), limit, from.data(), 2), 2u);
+  EXPECT_EQ(cpu_stack::push_some(slots(), limit, from.data() + 2, 5), 3u);
+  EXPECT_EQ(cpu_stack::push_some(slots(), limit, from.data(), 1), 0u);
   std::vector<std::uint32_t> to(9, 0);
-  EXPECT_EQ(rseq::pop_some(slots(), limit, to.data(), 2), 2u);
-  EXPECT_EQ(rseq::pop_some(slots(), limit, to.data() + 2, 7), 3u);
+  EXPECT_EQ(cpu_stack::pop_some(slots(), limit, to.data(), 2), 2u);
+  EXPECT_EQ(cpu_stack::pop_some(slots(), limit, to.data() + 2, 7), 3u);
   EXPECT_EQ(to, (std::vector<std::uint32_t>{5, 4, 3, 2, 1, 0, 0, 0, 0}));
-  EXPECT_EQ(rseq::pop_some(slots(), limit, to.data(), 7), 0u);
+  EXPECT_EQ(cpu_stack::pop_some(slots(), limit, to.data(), 7), 0u);
   EXPECT_EQ(a_->pops(), 5u);
 }
 
 TEST_F(Rseq, ReplaceNeedsTheStackAndTheCpuThatWereSeen) {
-  EXPECT_FALSE(rseq::replace(slots(), cpu_, b_.get(), a_.get()));
-  EXPECT_FALSE(rseq::replace(slots(), cpu_ + 1, a_.get(), b_.get()));
+  EXPECT_FALSE(cpu_stack::replace(slots(), cpu_, b_.get(), a_.get()));
+  EXPECT_FALSE(cpu_stack::replace(slots(), cpu_ + 1, a_.get(), b_.get()));
   EXPECT_EQ(slots_[cpu_].loaded, a_.get());
-  EXPECT_TRUE(rseq::replace(slots(), cpu_, a_.get(), b_.get()));
+  EXPECT_TRUE(cpu_stack::replace(slots(), cpu_, a_.get(), b_.get()));
   EXPECT_EQ(slots_[cpu_].loaded, b_.get());
   rseq_fence();
 }
 
 TEST_F(Rseq, WithoutASlotForTheCpuNothingIsDone) {
   std::uint32_t item = 7;
-  EXPECT_FALSE(rseq::push(slots(), cpu_, item));
-  EXPECT_FALSE(rseq::pop(slots(), cpu_, item));
-  EXPECT_EQ(rseq::push_some(slots(), cpu_, &item, 1), 0u);
-  EXPECT_EQ(rseq::pop_some(slots(), cpu_, &item, 1), 0u);
+  EXPECT_FALSE(cpu_stack::push(slots(), cpu_, item));
+  EXPECT_FALSE(cpu_stack::pop(slots(), cpu_, item));
+  EXPECT_EQ(cpu_stack::push_some(slots(), cpu_, &item, 1), 0u);
+  EXPECT_EQ(cpu_stack::pop_some(slots(), cpu_, &item, 1), 0u);
   EXPECT_EQ(a_->word, 0u);
 }
 

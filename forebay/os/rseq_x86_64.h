@@ -4,36 +4,44 @@
 // Each sequence begins by naming its descriptor in the area (`lea`, `mov`), and is the code between
 // its labels 1 and 2. The kernel sends a thread that it interrupts there to label 4, behind the
 // signature it demands, and that goes back to label 0. Descriptors and label 4 lie in sections of
-// their own. Offsets that the code uses are checked below.
+// their own, which belong to the function's group (the ? of their flags), so that the linker drops
+// them with the copies of an inline function that it drops. Offsets that the code uses are checked
+// below.
+//
+// The statement must be volatile: GCC 12 takes an asm goto with outputs for one without side
+// effects. The empty asm behind it keeps the same GCC from moving uses of the outputs before it (PR
+// 113921).
 #pragma once
 
 #include <sys/rseq.h>
 
+#include <algorithm>
+
 #include "forebay/os/rseq.h"
 
-namespace forebay::rseq {
+namespace forebay::cpu_stack {
 
 static_assert(offsetof(item_stack, word) == 0 && offsetof(item_stack, capacity) == 8);
 static_assert(offsetof(cpu_slot, loaded) == 0 && sizeof(cpu_slot) == 128);
 static_assert(RSEQ_SIG == 0x53053053);
 
 // %fs:4(off) is the CPU's number, %fs:8(off) the descriptor of the sequence in progress.
-#define FOREBAY_RSEQ_BEGIN                \
-  ".pushsection __rseq_cs, \"aw\"\n"      \
-  ".balign 32\n"                          \
-  "3:\n"                                  \
-  ".long 0, 0\n"                          \
-  ".quad 1f, 2f - 1f, 4f\n"               \
-  ".popsection\n"                         \
-  ".pushsection __rseq_failure, \"ax\"\n" \
-  ".byte 0x0f, 0xb9, 0x3d\n"              \
-  ".long 0x53053053\n"                    \
-  "4:\n"                                  \
-  "jmp 0f\n"                              \
-  ".popsection\n"                         \
-  "0:\n"                                  \
-  "leaq 3b(%%rip), %[a]\n"                \
-  "movq %[a], %%fs:8(%[off])\n"           \
+#define FOREBAY_RSEQ_BEGIN                 \
+  ".pushsection __rseq_cs, \"aw?\"\n"      \
+  ".balign 32\n"                           \
+  "3:\n"                                   \
+  ".long 0, 0\n"                           \
+  ".quad 1f, 2f - 1f, 4f\n"                \
+  ".popsection\n"                          \
+  ".pushsection __rseq_failure, \"ax?\"\n" \
+  ".byte 0x0f, 0xb9, 0x3d\n"               \
+  ".long 0x53053053\n"                     \
+  "4:\n"                                   \
+  "jmp 0f\n"                               \
+  ".popsection\n"                          \
+  "0:\n"                                   \
+  "leaq 3b(%%rip), %[a]\n"                 \
+  "movq %[a], %%fs:8(%[off])\n"            \
   "1:\n"
 
 // The stack of this CPU in %[a]; leaves by `nowhere` if there is no slot.
@@ -65,6 +73,7 @@ inline bool pop(cpu_slot* slots, std::uint32_t slot_count, std::uint32_t& item) 
            : [off] "r"(__rseq_offset), [slots] "r"(slots), [limit] "r"(slot_count)
            : "memory", "cc"
            : none);
+  asm volatile("");  // see the file's head
   item = static_cast<std::uint32_t>(top);
   return true;
 none:
@@ -85,6 +94,7 @@ inline bool push(cpu_slot* slots, std::uint32_t slot_count, std::uint32_t item) 
            : [off] "r"(__rseq_offset), [slots] "r"(slots), [limit] "r"(slot_count), [item] "r"(item)
            : "memory", "cc"
            : full);
+  asm volatile("");  // see the file's head
   return true;
 full:
   return false;
@@ -99,6 +109,7 @@ inline std::uint32_t pop_some(cpu_slot* slots, std::uint32_t slot_count, std::ui
   std::uint64_t from;
   std::uint64_t item;
   if (wanted == 0) return 0;
+  wanted = std::min(wanted, max_some);
   asm volatile goto(FOREBAY_RSEQ_BEGIN FOREBAY_RSEQ_FIND_STACK("%l[none]")
            "movzwl (%[a]), %k[from]\n"
            "movl %[wanted], %k[n]\n"
@@ -123,6 +134,7 @@ inline std::uint32_t pop_some(cpu_slot* slots, std::uint32_t slot_count, std::ui
              [wanted] "r"(wanted)
            : "memory", "cc"
            : none);
+  asm volatile("");  // see the file's head
   return static_cast<std::uint32_t>(n);
 none:
   return 0;
@@ -137,6 +149,7 @@ inline std::uint32_t push_some(cpu_slot* slots, std::uint32_t slot_count, const 
   std::uint64_t to;
   std::uint64_t item;
   if (wanted == 0) return 0;
+  wanted = std::min(wanted, max_some);
   asm volatile goto(FOREBAY_RSEQ_BEGIN FOREBAY_RSEQ_FIND_STACK("%l[full]")
            "movzwl (%[a]), %k[to]\n"
            "movl 8(%[a]), %k[n]\n"
@@ -160,6 +173,7 @@ inline std::uint32_t push_some(cpu_slot* slots, std::uint32_t slot_count, const 
              [from] "r"(from), [wanted] "r"(wanted)
            : "memory", "cc"
            : full);
+  asm volatile("");  // see the file's head
   return static_cast<std::uint32_t>(n);
 full:
   return 0;
@@ -182,6 +196,7 @@ inline bool replace(cpu_slot* slots, std::uint32_t cpu, item_stack* expected,
                       [expected] "r"(expected), [replacement] "r"(replacement)
                     : "memory", "cc"
                     : changed);
+  asm volatile("");  // see the file's head
   return true;
 changed:
   return false;
@@ -190,4 +205,4 @@ changed:
 #undef FOREBAY_RSEQ_BEGIN
 #undef FOREBAY_RSEQ_FIND_STACK
 
-}  // namespace forebay::rseq
+}  // namespace forebay::cpu_stack
