@@ -36,7 +36,9 @@ result<std::unique_ptr<arena>> arena::create(const options& opts, memory_source&
   parts p;
   p.page_count = static_cast<std::uint32_t>(opts.bytes / (page_bytes + sizeof(page)));
   auto data = source.map({.bytes = std::size_t{p.page_count} << page_shift,
-                          .largest = opts.huge_pages ? opts.largest_pages : page_backing::ordinary,
+                          .largest = opts.huge_pages
+                                         ? opts.largest_pages.value_or(page_backing::huge_reserved)
+                                         : page_backing::ordinary,
                           .node = opts.numa_node,
                           .commit_bytes = initial_bytes(opts.limit_bytes, p.page_count)});
   if (!data) return fail(data.error());
@@ -78,7 +80,10 @@ arena::~arena() {
 }
 
 void arena::start(const options& opts) {
-  remark_on_pages(opts.huge_pages ? opts.largest_pages : page_backing::ordinary);
+  if (opts.huge_pages) {
+    remark_on_pages(
+        opts.largest_pages.value_or(std::min(backing(), page_backing::huge_transparent)));
+  }
   const std::size_t bytes = initial_bytes(opts.limit_bytes, page_count_);
   const std::uint32_t initial = buddy::chunks_of(static_cast<std::uint32_t>(bytes >> page_shift));
   if (opts.pin && bytes != 0) {

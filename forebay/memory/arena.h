@@ -100,10 +100,12 @@ class arena {
   struct options {
     std::size_t bytes = 0;   // address space for data and page state together; at least min_bytes
     bool huge_pages = true;  // false: ordinary pages, whatever largest_pages says
-    page_backing largest_pages = page_backing::huge_reserved;  // to begin with; see memory_request
-    int numa_node = any_numa_node;                             // where the memory is to lie
-    bool pin = false;                                          // keep it from being swapped out
-    std::uint64_t limit_bytes = UINT64_MAX;                    // to start with
+    // With which pages to begin, and to remark on when it gets smaller ones. None: reserved 2 MiB
+    // pages if there are some, and transparent ones are as good.
+    std::optional<page_backing> largest_pages = std::nullopt;
+    int numa_node = any_numa_node;           // where the memory is to lie
+    bool pin = false;                        // keep it from being swapped out
+    std::uint64_t limit_bytes = UINT64_MAX;  // to start with
   };
 
   static constexpr std::size_t min_bytes = 1u << 20;

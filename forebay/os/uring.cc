@@ -151,6 +151,25 @@ result<> uring::register_memory(std::span<const iovec> pieces) {
   return {};
 }
 
+result<> uring::register_memory_table(unsigned entries) {
+  const int r = io_uring_register_buffers_sparse(ring_.get(), entries);
+  if (r < 0) return fail(-r);
+  return {};
+}
+
+result<std::size_t> uring::update_memory_table(unsigned first, std::span<const iovec> pieces) {
+  const int r = io_uring_register_buffers_update_tag(ring_.get(), first, pieces.data(), nullptr,
+                                                     static_cast<unsigned>(pieces.size()));
+  if (r < 0) return fail(-r);
+  return static_cast<std::size_t>(r);
+}
+
+result<> uring::unregister_memory() {
+  const int r = io_uring_unregister_buffers(ring_.get());
+  if (r < 0) return fail(-r);
+  return {};
+}
+
 result<> uring::register_files(std::span<const int> fds) {
   const int r = io_uring_register_files(ring_.get(), fds.data(), static_cast<unsigned>(fds.size()));
   if (r < 0) return fail(-r);

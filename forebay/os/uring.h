@@ -84,6 +84,18 @@ class uring {
   // when RLIMIT_MEMLOCK is too small, errno.
   result<> register_memory(std::span<const iovec> pieces);
 
+  // The largest table of registered memory.
+  static constexpr unsigned memory_table_max = 1u << 14;
+
+  // Makes a table of `entries` indexes without memory. Errors: EBUSY if there is registered memory,
+  // EINVAL where the kernel has no such tables (before 5.19), errno.
+  result<> register_memory_table(unsigned entries);
+  // Registers pieces under indexes `first`, first + 1, … of the table in place of what is there;
+  // one without bytes leaves its index empty. What was there before is let go of as soon as no
+  // operation uses it. Returns how many of the pieces could be registered; the error if none could.
+  result<std::size_t> update_memory_table(unsigned first, std::span<const iovec> pieces);
+  result<> unregister_memory();
+
   // Registers files under indexes 0, 1, …
   result<> register_files(std::span<const int> fds);
 

@@ -7,8 +7,18 @@
 namespace forebay {
 namespace {
 
-// The largest buffer the kernel registers.
-constexpr std::size_t piece_bytes = std::size_t{1} << 30;
+// Chunks registered by one call.
+constexpr std::uint32_t batch = 64;
+
+iovec piece_of(const arena& memory, std::uint32_t chunk) noexcept {
+  const std::span<std::byte> part = memory.memory_of(chunk);
+  return {part.data(), part.size()};
+}
+
+bool has_memory(const arena& memory, std::uint32_t chunk) noexcept {
+  const chunk_state s = memory.info(chunk).state;
+  return s == chunk_state::online || s == chunk_state::isolated;
+}
 
 }  // namespace
 
@@ -18,16 +28,59 @@ result<uring_queue_pair> uring_queue_pair::create(unsigned entries) {
   return uring_queue_pair(std::move(*ring));
 }
 
-result<> uring_queue_pair::register_arena(const arena& memory) {
-  const std::span<std::byte> all = memory.memory();
-  std::vector<iovec> pieces;
-  for (std::size_t at = 0; at < all.size(); at += piece_bytes) {
-    pieces.push_back({all.data() + at, std::min(piece_bytes, all.size() - at)});
+result<std::size_t> uring_queue_pair::register_arena(const arena& memory) {
+  if (memory_ != nullptr) return fail(EBUSY);
+  const std::uint32_t count = std::min(memory.chunk_count(), max_registered_chunks);
+  registered_.assign(count, false);
+  if (auto r = ring_.register_memory_table(count); !r) return fail(r.error());
+  std::size_t bytes = 0;
+  std::error_code error;
+  std::array<iovec, batch> pieces{};
+  for (std::uint32_t at = 0; at < count && !error;) {
+    // A run of chunks with memory.
+    std::uint32_t n = 0;
+    while (n < batch && at + n < count && has_memory(memory, at + n)) {
+      pieces[n] = piece_of(memory, at + n);
+      ++n;
+    }
+    if (n == 0) {
+      ++at;
+      continue;
+    }
+    const auto done = ring_.update_memory_table(at, {pieces.data(), n});
+    // When some could be registered the next call tells what is wrong with the others.
+    if (!done) error = done.error();
+    const auto good = static_cast<std::uint32_t>(done.value_or(0));
+    for (std::uint32_t i = 0; i < good; ++i) {
+      registered_[at + i] = true;
+      bytes += pieces[i].iov_len;
+    }
+    at += good;
   }
-  if (auto r = ring_.register_memory(pieces); !r) return r;
-  memory_start_ = reinterpret_cast<std::uintptr_t>(all.data());
-  memory_bytes_ = all.size();
+  if (error && bytes == 0) {
+    static_cast<void>(ring_.unregister_memory());
+    return fail(error);
+  }
+  memory_ = &memory;
+  return bytes;
+}
+
+result<> uring_queue_pair::register_chunk(std::uint32_t chunk) {
+  if (memory_ == nullptr || chunk >= registered_.size()) return fail(EINVAL);
+  if (registered_[chunk]) return {};
+  if (!has_memory(*memory_, chunk)) return fail(EAGAIN);
+  const iovec piece = piece_of(*memory_, chunk);
+  if (auto r = ring_.update_memory_table(chunk, {&piece, 1}); !r) return fail(r.error());
+  registered_[chunk] = true;
   return {};
+}
+
+void uring_queue_pair::unregister_chunk(std::uint32_t chunk) noexcept {
+  if (!has_registered_chunk(chunk)) return;
+  // Whatever the kernel says: the entry is not used any more, and replaced by the next one.
+  registered_[chunk] = false;
+  const iovec nothing{};
+  static_cast<void>(ring_.update_memory_table(chunk, {&nothing, 1}));
 }
 
 result<> uring_queue_pair::register_files(std::span<const int> fds) {
@@ -44,11 +97,15 @@ void uring_queue_pair::use_registered(uring_submission& s) const noexcept {
     s.registered_file = true;
   }
   if (s.opcode != uring_opcode::read && s.opcode != uring_opcode::write) return;
-  const std::uintptr_t start = reinterpret_cast<std::uintptr_t>(s.address) - memory_start_;
-  if (start >= memory_bytes_ || s.length > memory_bytes_ - start) return;
-  const std::size_t piece = start / piece_bytes;
-  if ((start + s.length - 1) / piece_bytes != piece) return;
-  s.buffer_index = static_cast<std::uint16_t>(piece);
+  if (memory_ == nullptr) return;
+  const std::span<std::byte> all = memory_->memory();
+  const std::uintptr_t start =
+      reinterpret_cast<std::uintptr_t>(s.address) - reinterpret_cast<std::uintptr_t>(all.data());
+  if (start >= all.size() || s.length > all.size() - start) return;
+  const std::size_t chunk = start / arena::chunk_bytes;
+  const std::size_t last = (start + std::max(s.length, 1u) - 1) / arena::chunk_bytes;
+  if (last != chunk || !has_registered_chunk(static_cast<std::uint32_t>(chunk))) return;
+  s.buffer_index = static_cast<std::uint16_t>(chunk);
   s.opcode = s.opcode == uring_opcode::read ? uring_opcode::read_fixed : uring_opcode::write_fixed;
 }
 

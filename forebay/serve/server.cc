@@ -59,7 +59,7 @@ result<> server::start() {
     }
     workers_.push_back(std::move(w));
     if (unregistered && remarks_.empty()) {
-      remarks_.push_back("the cache's memory is not registered with io_uring (" +
+      remarks_.push_back("not all of the cache's memory is registered with io_uring (" +
                          unregistered.message() +
                          "): transfers cost more; raise the locked-memory limit (ulimit -l)");
     }

@@ -4,6 +4,8 @@
 #include <chrono>
 #include <new>
 
+#include "forebay/ring/registered_arena.h"
+
 namespace forebay {
 
 // A client and its connection; ends itself.
@@ -26,8 +28,7 @@ task<> server::worker::run_then_signal(maker* work, std::shared_ptr<std::promise
 
 server::worker::~worker() { FOREBAY_ASSERT(!thread_.joinable()); }
 
-result<> server::worker::start(const arena& memory, std::vector<int> fds,
-                               std::error_code& unregistered) {
+result<> server::worker::start(arena& memory, std::vector<int> fds, std::error_code& unregistered) {
   std::promise<std::error_code> ready;
   std::future<std::error_code> outcome = ready.get_future();
   thread_ = std::thread(&worker::thread_main, this, &ready, &memory, std::move(fds), &unregistered);
@@ -37,7 +38,7 @@ result<> server::worker::start(const arena& memory, std::vector<int> fds,
   return fail(error);
 }
 
-void server::worker::thread_main(std::promise<std::error_code>* ready, const arena* memory,
+void server::worker::thread_main(std::promise<std::error_code>* ready, arena* memory,
                                  std::vector<int> fds, std::error_code* unregistered) {
   // The ring belongs to the thread that makes it.
   auto made = loop::create();
@@ -46,13 +47,15 @@ void server::worker::thread_main(std::promise<std::error_code>* ready, const are
     return;
   }
   loop_ = std::move(*made);
-  if (auto r = loop_->queue().register_arena(*memory); !r) *unregistered = r.error();
+  auto registered = registered_arena::create(*loop_, *memory);
+  *unregistered = registered ? (*registered)->shortfall() : registered.error();
   if (!fds.empty()) {
     // Without registered files every transfer looks its file up: slower, and otherwise the same.
     static_cast<void>(loop_->queue().register_files(fds));
   }
   ready->set_value({});
   loop_->run();
+  if (registered) (*registered)->close();
   may_go_.acquire();  // stop() has done with the loop
   loop_.reset();
 }

@@ -19,8 +19,8 @@ class server::worker {
   worker& operator=(const worker&) = delete;
 
   // Starts the thread and waits until its loop runs. Registers the arena and the files `fds` with
-  // it; `unregistered` says why the arena could not be.
-  result<> start(const arena& memory, std::vector<int> fds, std::error_code& unregistered);
+  // it; `unregistered` says why the arena could not be, or not all of it.
+  result<> start(arena& memory, std::vector<int> fds, std::error_code& unregistered);
 
   // Runs `work` on the worker's loop as a member of its background tasks; any thread. When it
   // cannot be started for lack of memory it is tried again.
@@ -50,7 +50,7 @@ class server::worker {
   struct assignment;
   struct client;
 
-  void thread_main(std::promise<std::error_code>* ready, const arena* memory, std::vector<int> fds,
+  void thread_main(std::promise<std::error_code>* ready, arena* memory, std::vector<int> fds,
                    std::error_code* unregistered);
   task<> serve_client(client* c);
   static task<> run_then_signal(maker* work, std::shared_ptr<std::promise<void>> done);

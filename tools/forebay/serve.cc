@@ -213,15 +213,15 @@ std::optional<std::string> open_entrance(const serve_options& o, entrance& e) {
 }
 
 void announce(const entrance& e, const server& s, std::span<const std::string> names,
-              std::uint64_t cache_bytes, page_backing backing) {
+              std::uint64_t cache_bytes, const arena& memory) {
   for (const std::string& remark : s.remarks()) fmt::print(stderr, "forebay: note: {}\n", remark);
-  if (backing == page_backing::ordinary) {
-    fmt::print(stderr, "forebay: note: no huge pages to be had, the cache uses 4 KiB pages\n");
+  for (const std::string& remark : memory.remarks()) {
+    fmt::print(stderr, "forebay: note: cache: {}\n", remark);
   }
   const std::string where = e.activated ? "the sockets of its activation"
                                         : e.where.nbd_uri(names.size() == 1 ? "" : names.front());
   fmt::print("forebay: serving {} at {} (cache {}, {})\n", fmt::join(names, ", "), where,
-             human_bytes(cache_bytes), to_string(backing));
+             human_bytes(cache_bytes), to_string(memory.backing()));
   std::fflush(stdout);
 }
 
@@ -296,7 +296,7 @@ int serve(const serve_options& o) {
                                     ? " (io_uring is switched off: sysctl kernel.io_uring_disabled)"
                                     : ""));
   }
-  announce(door, s, names, cache_bytes, s.cache().memory().backing());
+  announce(door, s, names, cache_bytes, s.cache().memory());
   sd_notify(0, "READY=1");
   const auto signal = wait_for_signal(signals->get());
   sd_notify(0, "STOPPING=1");

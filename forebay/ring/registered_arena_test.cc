@@ -1,0 +1,264 @@
+#include "forebay/ring/registered_arena.h"
+
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <functional>
+#include <future>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "forebay/os/fd.h"
+
+namespace forebay {
+namespace {
+
+constexpr std::size_t mebibyte = 1u << 20;
+
+std::unique_ptr<arena> make_chunks(std::size_t chunks) {
+  auto a = arena::create(
+      {.bytes = chunks * arena::chunk_frames * (page_bytes + sizeof(page)), .huge_pages = false});
+  return a ? std::move(*a) : nullptr;
+}
+
+std::size_t resident_bytes() {
+  std::ifstream in("/proc/self/smaps_rollup");
+  for (std::string word; in >> word;) {
+    std::size_t kib = 0;
+    if (word == "Rss:" && in >> kib) return kib << 10;
+  }
+  return 0;
+}
+
+template <typename Condition>
+bool eventually(Condition condition) {
+  for (int i = 0; i < 5000; ++i) {
+    if (condition()) return true;
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  return false;
+}
+
+// A file in which each 8-byte word tells its own offset.
+unique_fd numbered_file(std::size_t bytes) {
+  std::string name = testing::TempDir() + "forebay-registered-arena-XXXXXX";
+  unique_fd fd(::mkstemp(name.data()));
+  ::unlink(name.c_str());
+  std::vector<std::uint64_t> words(bytes / 8);
+  for (std::size_t i = 0; i < words.size(); ++i) words[i] = i * 8;
+  EXPECT_EQ(::write(fd.get(), words.data(), bytes), static_cast<ssize_t>(bytes));
+  return fd;
+}
+
+// A loop on a thread of its own with an arena registered.
+class registered_loop {
+ public:
+  explicit registered_loop(arena& memory) {
+    std::promise<void> ready;
+    thread_ = std::thread([this, &memory, &ready] {
+      auto made = loop::create(64);
+      FOREBAY_ASSERT(made.has_value());
+      loop_ = std::move(*made);
+      auto device = registered_arena::create(*loop_, memory);
+      if (device) device_ = std::move(*device);
+      ready.set_value();
+      loop_->run();
+      if (device_) device_->close();
+      loop_.reset();
+    });
+    ready.get_future().wait();
+  }
+  ~registered_loop() { stop(); }
+
+  void stop() {
+    if (!thread_.joinable()) return;
+    loop_->stop();
+    thread_.join();
+  }
+
+  bool usable() const { return device_ != nullptr; }
+  registered_arena& device() { return *device_; }
+
+  // Runs `f` on the loop.
+  void call(std::function<void()> f) {
+    struct record : completion {
+      std::function<void()> action;
+      std::promise<void> done;
+    } r;
+    r.action = std::move(f);
+    r.run = [](completion& c) noexcept {
+      auto& mine = static_cast<record&>(c);
+      mine.action();
+      mine.done.set_value();
+    };
+    auto done = r.done.get_future();
+    loop_->post(r);
+    done.wait();
+  }
+
+  bool knows(std::uint32_t chunk) {
+    bool yes = false;
+    call([&] { yes = loop_->queue().has_registered_chunk(chunk); });
+    return yes;
+  }
+
+ private:
+  std::thread thread_;
+  std::unique_ptr<loop> loop_;
+  std::unique_ptr<registered_arena> device_;
+};
+
+TEST(RegisteredArena, AChunkIsLetGoOfAndKnownAgain) {
+  const auto a = make_chunks(8);
+  registered_loop on(*a);
+  if (!on.usable()) GTEST_SKIP() << "memory cannot be registered here";
+  EXPECT_FALSE(on.device().shortfall());
+  for (std::uint32_t c = 0; c < 8; ++c) EXPECT_TRUE(on.knows(c));
+  const std::size_t full = resident_bytes();  // registering has brought it all in
+  for (std::uint32_t c = 1; c < 7; ++c) {
+    ASSERT_TRUE(a->isolate_chunk(c));
+    ASSERT_TRUE(a->give_back(c));
+  }
+  ASSERT_TRUE(eventually([&] { return a->statistics().offline_chunks == 6; }));
+  EXPECT_GE(full, resident_bytes() + 11 * mebibyte);
+  EXPECT_FALSE(on.knows(3));
+  EXPECT_TRUE(on.knows(0));
+  for (int i = 0; i < 6; ++i) EXPECT_TRUE(a->bring_back());
+  EXPECT_TRUE(eventually([&] { return on.knows(6); }));
+  EXPECT_TRUE(on.knows(1));
+}
+
+TEST(RegisteredArena, ClosingAnswersWhatTheLoopHasNot) {
+  const auto a = make_chunks(4);
+  {
+    registered_loop on(*a);
+    if (!on.usable()) GTEST_SKIP() << "memory cannot be registered here";
+    std::promise<void> busy;
+    std::promise<void> asked;
+    std::thread keeper([&] {
+      on.call([&] {
+        busy.set_value();
+        asked.get_future().wait();
+      });
+    });
+    busy.get_future().wait();
+    ASSERT_TRUE(a->isolate_chunk(2));
+    ASSERT_TRUE(a->give_back(2));
+    EXPECT_EQ(a->info(2).state, chunk_state::leaving);
+    asked.set_value();
+    keeper.join();
+    on.stop();
+    EXPECT_EQ(a->info(2).state, chunk_state::offline);
+  }
+  EXPECT_TRUE(a->bring_back());
+}
+
+// A chunk that has no memory when the loop comes is registered when it gets some.
+TEST(RegisteredArena, TakesWhatComesLater) {
+  const auto a = make_chunks(3);
+  a->set_limit_bytes(arena::chunk_bytes);
+  ASSERT_EQ(a->info(1).state, chunk_state::offline);
+  registered_loop on(*a);
+  if (!on.usable()) GTEST_SKIP() << "memory cannot be registered here";
+  EXPECT_FALSE(on.device().shortfall());
+  EXPECT_TRUE(on.knows(0));
+  EXPECT_FALSE(on.knows(1));
+  a->set_limit_bytes(UINT64_MAX);
+  EXPECT_TRUE(a->bring_back());
+  EXPECT_TRUE(eventually([&] { return on.knows(1); }));
+}
+
+struct reading {
+  arena& memory;
+  int fd;
+  std::size_t file_bytes;
+  std::atomic<bool> stop{false};
+  std::atomic<std::uint64_t> reads{0};
+  std::atomic<std::uint64_t> wrong{0};
+};
+
+task<> read_on(reading* r, unsigned seed) {
+  std::mt19937 random(seed);
+  while (!r->stop.load()) {
+    page* const p = r->memory.allocate();
+    if (p == nullptr) {
+      co_await loop::io({.opcode = uring_opcode::nop});
+      continue;
+    }
+    std::memset(p->data(), 0xff, page_bytes);
+    const std::uint64_t offset = random() % (r->file_bytes / page_bytes) * page_bytes;
+    const int got = co_await loop::io({.opcode = uring_opcode::read,
+                                       .fd = r->fd,
+                                       .address = p->data(),
+                                       .length = page_bytes,
+                                       .offset_bytes = offset});
+    bool good = got == static_cast<int>(page_bytes);
+    const auto* words = reinterpret_cast<const std::uint64_t*>(p->data());
+    for (std::size_t i = 0; i < page_bytes / 8; ++i) good = good && words[i] == offset + i * 8;
+    if (!good) ++r->wrong;
+    ++r->reads;
+    put_page(*p);
+  }
+  co_return result<>{};
+}
+
+// Readers keep frames of every chunk busy while chunks leave and come back.
+TEST(RegisteredArena, ReadsGoOnWhileChunksComeAndGo) {
+  constexpr std::uint32_t chunks = 4;
+  const auto a = make_chunks(chunks);
+  const unique_fd file = numbered_file(mebibyte);
+  registered_loop on(*a);
+  if (!on.usable()) GTEST_SKIP() << "memory cannot be registered here";
+  // Most frames are held, so that what is free is spread over all chunks.
+  std::vector<page*> held;
+  while (page* p = a->allocate()) held.push_back(p);
+  std::mt19937 random(5);
+  std::shuffle(held.begin(), held.end(), random);
+  while (held.size() > a->page_count() - 64) {
+    put_page(*held.back());
+    held.pop_back();
+  }
+  reading r{*a, file.get(), mebibyte};
+  task_group readers;
+  on.call([&] {
+    for (unsigned i = 0; i < 4; ++i) EXPECT_TRUE(read_on(&r, i).spawn(readers));
+  });
+  for (std::uint32_t round = 0; round < 24; ++round) {
+    const std::uint32_t c = round % chunks;
+    ASSERT_TRUE(a->isolate_chunk(c));
+    // The holder of frames lets go of this chunk's, as an evictor would.
+    for (page*& p : held) {
+      if (p != nullptr && a->chunk_of(*p) == c) put_page(*std::exchange(p, nullptr));
+    }
+    std::erase(held, nullptr);
+    ASSERT_TRUE(eventually([&] { return a->info(c).free == a->info(c).frames; }));
+    ASSERT_TRUE(a->give_back(c));
+    ASSERT_TRUE(eventually([&] { return a->info(c).state == chunk_state::offline; }) ||
+                a->statistics().brought_back > round);
+    const std::uint64_t before = r.reads.load();
+    ASSERT_TRUE(eventually([&] { return r.reads.load() > before + 20; }));
+    a->bring_back();  // unless a reader has done it
+    ASSERT_TRUE(eventually([&] { return a->info(c).state == chunk_state::online; }));
+    for (int i = 0; i < 400; ++i) {
+      if (page* p = a->allocate()) held.push_back(p);
+    }
+  }
+  r.stop = true;
+  ASSERT_TRUE(eventually([&] {
+    std::size_t running = 1;
+    on.call([&] { running = readers.running(); });
+    return running == 0;
+  }));
+  EXPECT_EQ(r.wrong.load(), 0u);
+  EXPECT_GE(a->statistics().given_back, 24u);
+  for (page* p : held) put_page(*p);
+}
+
+}  // namespace
+}  // namespace forebay
