@@ -1,7 +1,6 @@
 #include "forebay/block/file_device.h"
 
 #include <algorithm>
-#include <new>
 
 #include "forebay/ring/loop.h"
 
@@ -17,9 +16,28 @@ zero_mode zero_mode_of(const bio& b) noexcept {
                                                                        : zero_mode::deallocate;
 }
 
-uring_submission transfer_of(const bio& b, int fd, std::span<const iovec> segments,
-                             bool dsync) noexcept {
+// Gives a bio that was cut short its segments back.
+void make_whole(bio& b) noexcept {
+  if (b.lower.whole.iov_len != 0) b.segments[b.lower.first_segment] = b.lower.whole;
+  b.lower.first_segment = 0;
+  b.lower.whole = {};
+}
+
+// Takes what has been done off the front of a bio's segments; some is left.
+void cut(bio& b) noexcept {
+  make_whole(b);
+  std::uint64_t done = b.lower.done_bytes;
+  std::uint16_t i = 0;
+  for (; done >= b.segments[i].iov_len; ++i) done -= b.segments[i].iov_len;
+  iovec& s = b.segments[i];
+  b.lower.first_segment = i;
+  b.lower.whole = s;
+  s = {static_cast<std::byte*>(s.iov_base) + done, s.iov_len - done};
+}
+
+uring_submission transfer_of(const bio& b, int fd, bool dsync) noexcept {
   uring_submission s;
+  const std::span<const iovec> segments = b.used_segments().subspan(b.lower.first_segment);
   const bool write = b.op == bio_op::write;
   s.fd = fd;
   s.offset_bytes = b.offset_bytes + b.lower.done_bytes;
@@ -65,6 +83,8 @@ void file_device::submit(bio& b) noexcept {
   b.lower.worker = this;
   b.lower.done_bytes = 0;
   b.lower.syncing = false;
+  b.lower.first_segment = 0;
+  b.lower.whole = {};
   b.lower.run = [](completion& c) noexcept {
     auto& lower = static_cast<bio::lower_operation&>(c);
     static_cast<file_device*>(lower.worker)->ended(*lower.upper, c.status);
@@ -87,10 +107,7 @@ void file_device::start(loop& on, bio& b) noexcept {
         s.opcode = uring_opcode::fdatasync;
         break;
       }
-      s = transfer_of(
-          b, file_.fd(),
-          b.lower.remainder ? std::span<const iovec>(*b.lower.remainder) : b.used_segments(),
-          is_fua(b) && limits_.direct);
+      s = transfer_of(b, file_.fd(), is_fua(b) && limits_.direct);
       break;
     case bio_op::flush:
       s.opcode = uring_opcode::fdatasync;
@@ -121,25 +138,12 @@ void file_device::ended(bio& b, std::int32_t status) noexcept {
   // Nothing at all was moved: the end of the file, which lies inside the device's size only if
   // somebody shrank it.
   if (status == 0) return finish(b, -EIO);
-  if (!carry_on(on, b)) finish(b, -ENOMEM);
-}
-
-bool file_device::carry_on(loop& on, bio& b) noexcept {
-  if (!b.lower.remainder) b.lower.remainder.reset(new (std::nothrow) std::vector<iovec>);
-  if (!b.lower.remainder) return false;
-  std::array<iovec, bio::max_segments> copy = b.segments;
-  const auto left = advance_segments({copy.data(), b.segment_count}, b.lower.done_bytes);
-  try {
-    b.lower.remainder->assign(left.begin(), left.end());
-  } catch (const std::bad_alloc&) {
-    return false;
-  }
+  cut(b);
   start(on, b);
-  return true;
 }
 
 void file_device::finish(bio& b, std::int32_t status) noexcept {
-  b.lower.remainder.reset();
+  make_whole(b);
   if ((b.op == bio_op::discard || b.op == bio_op::write_zeroes) &&
       (status == -EOPNOTSUPP || status == -ENOSYS || status == -ENODEV)) {
     status = -ENOTSUP;

@@ -37,7 +37,6 @@ class file_device final : public device {
 
   void start(loop& on, bio& b) noexcept;
   void ended(bio& b, std::int32_t status) noexcept;
-  bool carry_on(loop& on, bio& b) noexcept;
   void finish(bio& b, std::int32_t status) noexcept;
   result<> do_now(bio& b) noexcept;
 

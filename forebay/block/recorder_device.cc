@@ -1,6 +1,7 @@
 #include "forebay/block/recorder_device.h"
 
 #include <algorithm>
+#include <memory>
 
 namespace forebay {
 
