@@ -20,6 +20,7 @@
 
 namespace forebay {
 
+class frame_memory;
 class loop;
 
 // Runs its completion once the clock has reached deadline_ns. Cancelling takes it off before that.
@@ -40,6 +41,11 @@ class executor {
 
   // This executor as an event loop with a ring, or null.
   virtual loop* as_loop() noexcept { return nullptr; }
+
+  // Where tasks that are made on this executor take their frames from; null, as at first: the heap.
+  // It must outlive them.
+  frame_memory* frames() const noexcept { return frames_; }
+  void set_frames(frame_memory* memory) noexcept { frames_ = memory; }
 
   // Queues `c` to be run soon.
   void ready(completion& c) noexcept { ready_.push(c); }
@@ -99,6 +105,7 @@ class executor {
   completion_queue deferred_;
   mutable intrusive_list<timer, &timer::link> timers_;  // the earliest first
   mpsc_stack<completion> posted_;
+  frame_memory* frames_ = nullptr;
   std::uint32_t batches_taken_ = 0;  // its own thread only; wraps round
 };
 

@@ -4,7 +4,8 @@
 // transfer, so chains of tasks need no stack. A task belongs to one executor: it runs on the thread
 // that started it. No exception leaves a task (one that would ends the process).
 //
-// Allocation of the frame can fail: awaiting such a task gives ENOMEM, spawning it does too.
+// Frames come from the executor's frame memory (see frame_memory.h). None may be had: has_frame()
+// tells, awaiting such a task gives ENOMEM, spawning it fails.
 //
 //   task<std::size_t> read_some(device& d);
 //   auto n = co_await read_some(d);          // result<std::size_t>
@@ -21,6 +22,7 @@
 #include "forebay/os/clock.h"
 #include "forebay/ring/completion.h"
 #include "forebay/ring/executor.h"
+#include "forebay/ring/frame_memory.h"
 
 namespace forebay {
 
@@ -71,6 +73,9 @@ inline void task_group::finished() noexcept {
 namespace detail {
 
 struct task_promise_base {
+  static void* operator new(std::size_t bytes) noexcept { return allocate_frame(bytes); }
+  static void operator delete(void* frame, std::size_t bytes) noexcept { free_frame(frame, bytes); }
+
   std::coroutine_handle<> continuation;
   task_group* group = nullptr;  // set for a spawned task: it destroys itself
 
@@ -118,6 +123,9 @@ class [[nodiscard]] task {
   ~task() {
     if (handle_) handle_.destroy();
   }
+
+  // Whether there was memory for it, until it is awaited or spawned.
+  bool has_frame() const noexcept { return static_cast<bool>(handle_); }
 
   auto operator co_await() && noexcept {
     struct awaiter {
