@@ -51,11 +51,11 @@ page_ref address_space::find(std::uint64_t index) noexcept {
   return ref;
 }
 
-bool address_space::being_discarded(std::uint64_t index) const noexcept {
+bool address_space::being_discarded(std::uint64_t first, std::uint64_t end) const noexcept {
   // The list is as long as there are discards under way, which is nearly always nought.
   auto& list = const_cast<intrusive_list<punch, &punch::link>&>(punches_);
   return std::any_of(list.begin(), list.end(),
-                     [index](const punch& p) { return index >= p.first && index < p.end; });
+                     [first, end](const punch& p) { return p.first < end && first < p.end; });
 }
 
 // Puts a frame, of which the caller has the only reference, into the index: locked, not uptodate,

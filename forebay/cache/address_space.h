@@ -163,13 +163,19 @@ class address_space {
       FOREBAY_EXCLUDES(lock_);
   void mark_dirty(page& p) noexcept FOREBAY_EXCLUDES(lock_);
   void clear_dirty(page& p) noexcept FOREBAY_REQUIRES(lock_);
-  bool being_discarded(std::uint64_t index) const noexcept FOREBAY_REQUIRES(lock_);
-  auto discard_over(std::uint64_t index) noexcept {
-    return punch_done_.wait_unless([this, index]() noexcept {
+  // Whether a discard works on any page of [first, end).
+  bool being_discarded(std::uint64_t first, std::uint64_t end) const noexcept
+      FOREBAY_REQUIRES(lock_);
+  bool being_discarded(std::uint64_t index) const noexcept FOREBAY_REQUIRES(lock_) {
+    return being_discarded(index, index + 1);
+  }
+  auto discard_over(std::uint64_t first, std::uint64_t end) noexcept {
+    return punch_done_.wait_unless([this, first, end]() noexcept {
       const scoped_lock hold(lock_);
-      return !being_discarded(index);
+      return !being_discarded(first, end);
     });
   }
+  auto discard_over(std::uint64_t index) noexcept { return discard_over(index, index + 1); }
 
   // fill.cc: reading
   task<std::size_t> add_missing(std::uint64_t offset, std::size_t length, std::span<page_ref> out,
@@ -229,8 +235,6 @@ class address_space {
   task<> punch_pages(std::uint64_t first, std::uint64_t end, bio_op op, std::uint8_t flags);
   page_ref next_page(std::uint64_t& at, std::uint64_t end) noexcept FOREBAY_EXCLUDES(lock_);
   void drop_page(page& p) noexcept FOREBAY_EXCLUDES(lock_);
-  bool discard_overlaps(std::uint64_t first, std::uint64_t end) const noexcept
-      FOREBAY_REQUIRES(lock_);
   void zero_in_place(page& p) noexcept;
 
   page_cache& cache_;

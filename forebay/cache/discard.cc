@@ -55,13 +55,6 @@ void address_space::drop_page(page& p) noexcept {
   }
 }
 
-bool address_space::discard_overlaps(std::uint64_t first, std::uint64_t end) const noexcept {
-  auto& list = const_cast<intrusive_list<punch, &punch::link>&>(punches_);
-  return std::any_of(list.begin(), list.end(), [first, end](const punch& other) {
-    return other.first < end && first < other.end;
-  });
-}
-
 // Has the device empty whole pages. Until it has succeeded the cache is left as it is, so a failure
 // changes nothing; from then on nothing can fail, which is why no task is awaited any more.
 task<> address_space::punch_pages(std::uint64_t first, std::uint64_t end, bio_op op,
@@ -70,15 +63,12 @@ task<> address_space::punch_pages(std::uint64_t first, std::uint64_t end, bio_op
   for (;;) {
     {
       const scoped_lock hold(lock_);
-      if (!discard_overlaps(first, end)) {
+      if (!being_discarded(first, end)) {
         punches_.push_back(range);
         break;
       }
     }
-    co_await punch_done_.wait_unless([this, first, end]() noexcept {
-      const scoped_lock hold(lock_);
-      return !discard_overlaps(first, end);
-    });
+    co_await discard_over(first, end);
   }
   result<> r;
   if (const result<bool> waited = co_await wait_for_writeback(first, end); !waited) {
