@@ -1,6 +1,7 @@
 #include "forebay/os/cgroup.h"
 
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <fstream>
@@ -186,6 +187,18 @@ std::uint64_t memory_cgroup::limit_bytes() const {
   std::uint64_t limit = UINT64_MAX;
   for (const std::string& directory : directories_) limit = std::min(limit, limit_of(directory));
   return limit;
+}
+
+std::uint64_t anonymous_bytes(const std::string& root) {
+  // All of it, what is resident, and of that what belongs to files or is shared; in pages
+  // (proc(5)).
+  std::ifstream in(root + "/proc/self/statm");
+  std::uint64_t size = 0;
+  std::uint64_t resident = 0;
+  std::uint64_t shared = 0;
+  if (!(in >> size >> resident >> shared)) return UINT64_MAX;
+  return (resident - std::min(resident, shared)) *
+         static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
 }
 
 }  // namespace forebay

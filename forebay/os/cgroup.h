@@ -67,4 +67,8 @@ class memory_cgroup {
   std::vector<std::string> directories_;
 };
 
+// Bytes of anonymous memory that this process has in memory, reserved huge pages not among them;
+// UINT64_MAX if that cannot be read. A few pages too many or too few: the kernel counts by CPU.
+std::uint64_t anonymous_bytes(const std::string& root = "");
+
 }  // namespace forebay

@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <fstream>
 #include <string>
+#include <vector>
 
 namespace forebay {
 namespace {
@@ -208,6 +209,19 @@ TEST_F(CgroupTest, AGroupThatIsGoneHasNoLimit) {
   fs::remove_all(root_ + "/sys");
   EXPECT_EQ(group->limit_bytes(), UINT64_MAX);
   EXPECT_FALSE(group->tightest());
+}
+
+TEST_F(CgroupTest, AnonymousMemoryOfTheProcess) {
+  EXPECT_EQ(anonymous_bytes(root_), UINT64_MAX);
+  write("/proc/self/statm", "1000 300 100 50 0 400 0\n");
+  EXPECT_EQ(anonymous_bytes(root_), 200u * static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE)));
+  write("/proc/self/statm", "1000 300 301 50 0 400 0\n");
+  EXPECT_EQ(anonymous_bytes(root_), 0u);
+  // What is touched is counted, if only roughly.
+  constexpr std::size_t more = 32u << 20;
+  const std::uint64_t before = anonymous_bytes();
+  const std::vector<char> touched(more, 'x');
+  EXPECT_GT(anonymous_bytes(), before + more / 2) << touched.size();
 }
 
 TEST_F(CgroupTest, OfThisProcess) {
