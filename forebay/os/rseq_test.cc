@@ -89,7 +89,7 @@ TEST_F(Rseq, ManyAtATimeMoveWhatThereIsAndWhatFits) {
   std::vector<std::uint32_t> to(9, 0);
   EXPECT_EQ(cpu_stack::pop_some(slots(), limit, to.data(), 2), 2u);
   EXPECT_EQ(cpu_stack::pop_some(slots(), limit, to.data() + 2, 7), 3u);
-  EXPECT_EQ(to, (std::vector<std::uint32_t>{5, 4, 3, 2, 1, 0, 0, 0, 0}));
+  EXPECT_EQ(to, (std::vector<std::uint32_t>{4, 5, 1, 2, 3, 0, 0, 0, 0}));
   EXPECT_EQ(cpu_stack::pop_some(slots(), limit, to.data(), 7), 0u);
   EXPECT_EQ(a_->pops(), 5u);
 }

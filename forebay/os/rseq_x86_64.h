@@ -100,7 +100,29 @@ full:
   return false;
 }
 
-// n = min(count, wanted); to[i] = items[count - 1 - i] for i < n; word += n * 0xffff.
+// From `from` to `to`, `n` items (at least one) by four and then singly; `i` counts them.
+#define FOREBAY_RSEQ_COPY_ITEMS         \
+  "xorl %k[i], %k[i]\n"                 \
+  "cmpl $4, %k[n]\n"                    \
+  "jb 6f\n"                             \
+  "5:\n"                                \
+  "movdqu (%[from], %[i], 4), %%xmm0\n" \
+  "movdqu %%xmm0, (%[to], %[i], 4)\n"   \
+  "addl $4, %k[i]\n"                    \
+  "leal 4(%k[i]), %k[item]\n"           \
+  "cmpl %k[n], %k[item]\n"              \
+  "jbe 5b\n"                            \
+  "cmpl %k[n], %k[i]\n"                 \
+  "jae 7f\n"                            \
+  "6:\n"                                \
+  "movl (%[from], %[i], 4), %k[item]\n" \
+  "movl %k[item], (%[to], %[i], 4)\n"   \
+  "addl $1, %k[i]\n"                    \
+  "cmpl %k[n], %k[i]\n"                 \
+  "jb 6b\n"                             \
+  "7:\n"
+
+// n = min(count, wanted); to[i] = items[count - n + i] for i < n; word += n * 0xffff.
 inline std::uint32_t pop_some(cpu_slot* slots, std::uint32_t slot_count, std::uint32_t* to,
                               std::uint32_t wanted) noexcept {
   std::uint64_t a;
@@ -117,22 +139,16 @@ inline std::uint32_t pop_some(cpu_slot* slots, std::uint32_t slot_count, std::ui
            "cmovbl %k[from], %k[n]\n"
            "testl %k[n], %k[n]\n"
            "jz %l[none]\n"
-           "leaq 20(%[a], %[from], 4), %[from]\n"
-           "xorl %k[i], %k[i]\n"
-           "5:\n"
-           "movl (%[from]), %k[item]\n"
-           "movl %k[item], (%[to], %[i], 4)\n"
-           "subq $4, %[from]\n"
-           "addl $1, %k[i]\n"
-           "cmpl %k[n], %k[i]\n"
-           "jb 5b\n"
+           "subl %k[n], %k[from]\n"
+           "leaq 24(%[a], %[from], 4), %[from]\n"
+           FOREBAY_RSEQ_COPY_ITEMS
            "imulq $0xffff, %[n], %[item]\n"
            "addq %[item], (%[a])\n"
            "2:\n"
            : [a] "=&r"(a), [n] "=&r"(n), [i] "=&r"(i), [from] "=&r"(from), [item] "=&r"(item)
            : [off] "r"(__rseq_offset), [slots] "r"(slots), [limit] "r"(slot_count), [to] "r"(to),
              [wanted] "r"(wanted)
-           : "memory", "cc"
+           : "memory", "cc", "xmm0"
            : none);
   asm volatile("");  // see the file's head
   return static_cast<std::uint32_t>(n);
@@ -159,19 +175,13 @@ inline std::uint32_t push_some(cpu_slot* slots, std::uint32_t slot_count, const 
            "testl %k[n], %k[n]\n"
            "jz %l[full]\n"
            "leaq 24(%[a], %[to], 4), %[to]\n"
-           "xorl %k[i], %k[i]\n"
-           "5:\n"
-           "movl (%[from], %[i], 4), %k[item]\n"
-           "movl %k[item], (%[to], %[i], 4)\n"
-           "addl $1, %k[i]\n"
-           "cmpl %k[n], %k[i]\n"
-           "jb 5b\n"
+           FOREBAY_RSEQ_COPY_ITEMS
            "addq %[n], (%[a])\n"
            "2:\n"
            : [a] "=&r"(a), [n] "=&r"(n), [i] "=&r"(i), [to] "=&r"(to), [item] "=&r"(item)
            : [off] "r"(__rseq_offset), [slots] "r"(slots), [limit] "r"(slot_count),
              [from] "r"(from), [wanted] "r"(wanted)
-           : "memory", "cc"
+           : "memory", "cc", "xmm0"
            : full);
   asm volatile("");  // see the file's head
   return static_cast<std::uint32_t>(n);
@@ -203,6 +213,7 @@ changed:
 }
 
 #undef FOREBAY_RSEQ_BEGIN
+#undef FOREBAY_RSEQ_COPY_ITEMS
 #undef FOREBAY_RSEQ_FIND_STACK
 
 }  // namespace forebay::cpu_stack
