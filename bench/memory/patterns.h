@@ -98,7 +98,7 @@ class worker {
     to = subject_.allocate();
     if (S::is_none(to)) [[unlikely]]
       return false;
-    if constexpr (Touch) touch(to);
+    if constexpr (Touch) touch<S>(to);
     keep(to);
     return true;
   }
@@ -111,7 +111,7 @@ class worker {
       item i = subject_.allocate();
       if (S::is_none(i)) [[unlikely]]
         return false;
-      if constexpr (Touch) touch(i);
+      if constexpr (Touch) touch<S>(i);
       keep(i);
       subject_.free(std::move(i));
     }
@@ -148,7 +148,7 @@ class worker {
       if (!subject_.allocate_bulk(std::span<item>(out_))) [[unlikely]]
         return false;
       if constexpr (Touch) {
-        for (item& i : out_) touch(i);
+        for (item& i : out_) touch<S>(i);
       }
       for (item& i : out_) keep(i);
       subject_.free_bulk(std::span<item>(out_));
@@ -309,7 +309,7 @@ std::uint64_t produce(S& subject, cross_ring<typename S::item>& ring, std::uint6
       item = subject.allocate();
       ran_dry = ran_dry || S::is_none(item);
       if constexpr (Touch) {
-        if (!ran_dry) touch(item);
+        if (!ran_dry) touch<S>(item);
       }
     }
     ring_type::pass(batch, ring_type::full);

@@ -26,21 +26,27 @@ concept Subject = std::default_initializable<typename S::item> && std::movable<t
 };
 // clang-format on
 
-// Makes the compiler believe that the item is used and may have changed, at no cost.
+// Makes the compiler believe that the item is used, at no cost; without it a malloc and its free
+// could vanish together.
 template <typename Item>
 inline void keep(Item& item) noexcept {
-  if constexpr (std::is_trivially_copyable_v<Item> && sizeof(Item) <= sizeof(void*)) {
-    asm volatile("" : "+r"(item));
+  if constexpr (requires { item.get(); }) {
+    asm volatile("" : : "r"(item.get()));  // the handle itself may stay in registers
   } else {
-    asm volatile("" : : "r"(&item) : "memory");
+    static_assert(sizeof(Item) <= sizeof(void*));
+    asm volatile("" : "+r"(item));
   }
 }
 
-// Writes the first 8 bytes of an object, as its user would; nothing if the item is no pointer.
-template <typename Item>
-inline void touch(Item& item) noexcept {
-  if constexpr (std::is_pointer_v<Item>)
+// Writes the first 8 bytes of an object, as its user would: where S::memory(item) says, or where a
+// pointer points to. Nothing if the item stands for no memory.
+template <typename S>
+inline void touch(typename S::item& item) noexcept {
+  if constexpr (requires { S::memory(item); }) {
+    std::memcpy(S::memory(item), &item, sizeof(void*));
+  } else if constexpr (std::is_pointer_v<typename S::item>) {
     std::memcpy(static_cast<void*>(item), &item, sizeof(void*));
+  }
 }
 
 // For allocators that have no call for many.
