@@ -45,7 +45,9 @@ bool page_cache::try_make_room() noexcept {
   for (;;) {
     const reclaimed r = reclaim(reclaim_batch);
     if (r.freed != 0) return true;
-    if (r.second_chances == 0) return false;
+    // Buffers that wait free in CPU caches keep frames as well. (Index nodes are type-stable: their
+    // frames stay, and none of them waits while an index wants one.)
+    if (r.second_chances == 0) return buffers_.slabs().shrink() != 0;
   }
 }
 
