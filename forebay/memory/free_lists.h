@@ -33,6 +33,9 @@ class sized_free_list : public free_list {
  public:
   static constexpr std::uint32_t capacity_max = 1u << 30;
 
+  sized_free_list(const sized_free_list&) = delete;
+  sized_free_list& operator=(const sized_free_list&) = delete;
+
   // Free items: exact while nobody takes or gives, a moment's approximation otherwise. May take
   // time linear in the capacity. Any thread.
   virtual std::size_t free_count() const noexcept = 0;
@@ -41,8 +44,6 @@ class sized_free_list : public free_list {
 
  protected:
   explicit sized_free_list(std::uint32_t capacity) noexcept : capacity_(capacity) {}
-  sized_free_list(const sized_free_list&) = delete;
-  sized_free_list& operator=(const sized_free_list&) = delete;
 
  private:
   const std::uint32_t capacity_;
