@@ -14,6 +14,8 @@ void unique_fd::reset(int fd) noexcept {
   fd_ = fd;
 }
 
+bool is_terminal(int fd) noexcept { return ::isatty(fd) == 1; }
+
 result<unique_fd> make_event_fd() {
   unique_fd fd(::eventfd(0, EFD_CLOEXEC));
   if (!fd) return fail_errno();

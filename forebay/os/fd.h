@@ -30,6 +30,10 @@ class unique_fd {
   int fd_ = -1;
 };
 
+// Whether a terminal is behind the descriptor.
+bool is_terminal(int fd) noexcept;
+inline constexpr int standard_output = 1;
+
 // An eventfd: signal() from any thread makes it readable (8 bytes).
 result<unique_fd> make_event_fd();
 void signal_event_fd(int fd) noexcept;

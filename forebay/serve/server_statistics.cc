@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 
 #include "forebay/base/version.h"
+#include "forebay/serve/memory_statistics.h"
 #include "forebay/serve/server.h"
 
 namespace forebay {
@@ -111,6 +112,7 @@ std::string server::statistics_text() {
        clients_refused_.load(std::memory_order_relaxed)},  // relaxed: a statistic
       {"requests_in_flight", in_flight},
       {"cache", cache_json(*cache_)},
+      {"memory", memory_json()},
       {"commands", commands_json(all)},
       {"exports", exports_list},
   };

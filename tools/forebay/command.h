@@ -17,6 +17,7 @@ using action = std::function<int()>;
 // Each adds its subcommand and sets `chosen` when that is what the command line asks for.
 void add_serve(CLI::App& app, action& chosen);
 void add_stat(CLI::App& app, action& chosen);
+void add_slabs(CLI::App& app, action& chosen);
 
 // "forebay: " and one line on standard error; the exit status of a failure.
 int complain(const std::string& line);

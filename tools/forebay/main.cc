@@ -12,6 +12,7 @@ int main(int argc, char** argv) {
   tool::action chosen;
   tool::add_serve(app, chosen);
   tool::add_stat(app, chosen);
+  tool::add_slabs(app, chosen);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {
