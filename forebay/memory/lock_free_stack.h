@@ -118,9 +118,11 @@ class basic_lock_free_stack {
     return std::uint64_t{tag} << 32 | index;
   }
 
-  // Waits longer after each failure of one call, up to a few hundred nanoseconds.
+  // Waits twice as long after each failure of one call, up to some microseconds: long enough for
+  // the thread that has the lines to do many operations on them, which is what makes two threads
+  // about as fast as one.
   static void back_off(unsigned& failures) noexcept {
-    failures = std::min(failures + 1, 4u);
+    failures = std::min(failures + 1, 8u);
     for (unsigned i = 0; i < (1u << failures); ++i) {
 #if defined(__x86_64__)
       __builtin_ia32_pause();
