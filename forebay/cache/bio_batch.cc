@@ -4,6 +4,8 @@
 
 namespace forebay {
 
+std::size_t bio_batch::bio_bytes() noexcept { return sizeof(batch_bio); }
+
 bio_batch::batch_bio* bio_batch::acquire() noexcept {
   if (in_flight_ >= max_in_flight) return nullptr;
   batch_bio* b = nullptr;
@@ -11,9 +13,10 @@ bio_batch::batch_bio* bio_batch::acquire() noexcept {
     reserve_busy_ = true;
     b = &reserve_;
   } else {
-    b = new (std::nothrow) batch_bio;
-    starved_ = b == nullptr;
-    if (b == nullptr) return nullptr;
+    void* const memory = pool_.allocate();
+    starved_ = memory == nullptr;
+    if (memory == nullptr) return nullptr;
+    b = new (memory) batch_bio;
   }
   b->op = op_;
   b->flags = flags_;
@@ -55,7 +58,8 @@ void bio_batch::ended(batch_bio& b) noexcept {
   if (&b == &reserve_) {
     reserve_busy_ = false;
   } else {
-    delete &b;
+    b.~batch_bio();
+    pool_.free(&b);
   }
   if (waiter_ && reached(limit_)) std::exchange(waiter_, {}).resume();
 }

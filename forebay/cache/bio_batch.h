@@ -1,6 +1,9 @@
 // A stream of bios of one kind that one coroutine builds and waits for: neighbouring pieces are
-// merged, at most `max_in_flight` are under way at a time, and one bio is held in reserve so that
-// there is progress without memory.
+// merged, at most `max_in_flight` are under way at a time.
+//
+// The first bio under way is part of the batch, so that there is progress without memory; the
+// others come from the page cache's bio_pool. When that has none, the batch waits for one of its
+// own to end and goes on with fewer at a time.
 //
 // One thread. The batch must be drained before it goes.
 #pragma once
@@ -10,6 +13,7 @@
 #include <cstdint>
 
 #include "forebay/block/device.h"
+#include "forebay/cache/bio_pool.h"
 #include "forebay/memory/page.h"
 
 namespace forebay {
@@ -23,9 +27,9 @@ class bio_batch {
   // Called for each bio that has ended, from the executor's loop.
   using end_function = void (*)(address_space&, const bio&) noexcept;
 
-  bio_batch(address_space& space, device& dev, bio_op op, std::uint8_t flags,
+  bio_batch(address_space& space, bio_pool& pool, device& dev, bio_op op, std::uint8_t flags,
             end_function end) noexcept
-      : space_(space), device_(dev), op_(op), flags_(flags), end_(end) {}
+      : space_(space), pool_(pool), device_(dev), op_(op), flags_(flags), end_(end) {}
   ~bio_batch() { FOREBAY_ASSERT(in_flight_ == 0 && current_ == nullptr); }
   bio_batch(const bio_batch&) = delete;
   bio_batch& operator=(const bio_batch&) = delete;
@@ -63,6 +67,9 @@ class bio_batch {
     return {*this, 0};
   }
 
+  // Of what the pool gives.
+  static std::size_t bio_bytes() noexcept;
+
   // The first failure, a negative errno; 0 if there was none.
   std::int32_t error() const noexcept { return error_; }
   void set_error(std::int32_t e) noexcept {
@@ -82,6 +89,7 @@ class bio_batch {
   void ended(batch_bio& b) noexcept;
 
   address_space& space_;
+  bio_pool& pool_;
   device& device_;
   const bio_op op_;
   const std::uint8_t flags_;

@@ -12,6 +12,11 @@ namespace {
 constexpr std::uint32_t dirty_limit_of(std::uint32_t pages) { return pages / 5 * 2; }
 constexpr std::uint32_t background_limit_of(std::uint32_t pages) { return pages / 8; }
 
+// Enough for a few sweeps of write-back at full depth; at most a fiftieth of the smallest cache.
+constexpr std::size_t bio_reserve_of(std::uint32_t pages) {
+  return std::clamp<std::size_t>(pages / 64, bio_batch::max_in_flight, 128);
+}
+
 }  // namespace
 
 result<std::unique_ptr<page_cache>> page_cache::create(const options& opts, memory_source& source) {
@@ -25,6 +30,7 @@ page_cache::page_cache(std::unique_ptr<arena> memory)
     : arena_(std::move(memory)),
       nodes_(*arena_, page_index::node_cache_options()),
       buffers_(*arena_, "buffer_head"),
+      bios_(*arena_, bio_batch::bio_bytes(), bio_reserve_of(arena_->page_count())),
       background_limit_(background_limit_of(arena_->page_count())),
       dirty_limit_(dirty_limit_of(arena_->page_count())) {}
 

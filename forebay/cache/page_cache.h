@@ -2,6 +2,7 @@
 //
 // Everything that is cached lies in the arena: pages, index nodes, buffer heads. So its size
 // bounds the whole, and a shortage of any of them is met the same way, by taking clean pages off.
+// The bios that move pages lie there too, and have a reserve for when it is full (bio_pool.h).
 //
 // Eviction is CLOCK in its list form (FIFO with reinsertion): a hit sets page_referenced and
 // touches no list; the hand takes pages from the old end, gives referenced ones another round,
@@ -22,6 +23,7 @@
 
 #include "forebay/base/stats.h"
 #include "forebay/block/bio.h"
+#include "forebay/cache/bio_pool.h"
 #include "forebay/cache/buffer_head.h"
 #include "forebay/cache/page_index.h"
 #include "forebay/ring/wait_queue.h"
@@ -108,6 +110,7 @@ class page_cache {
 
   slab_cache& nodes() noexcept { return nodes_; }
   buffer_cache& buffers() noexcept { return buffers_; }
+  bio_pool& bios() noexcept { return bios_; }
 
   // Accounting by address spaces.
   void count_dirty(std::int32_t delta) noexcept {
@@ -159,6 +162,7 @@ class page_cache {
   std::unique_ptr<arena> arena_;
   slab_cache nodes_;
   buffer_cache buffers_;
+  bio_pool bios_;
   const std::uint32_t background_limit_;  // pages
   const std::uint32_t dirty_limit_;       // pages
 

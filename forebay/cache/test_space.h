@@ -38,11 +38,15 @@ inline void expect_all_given_back(page_cache& cache) {
   EXPECT_EQ(s.error_pages, 0u);
   const slab_statistics nodes = cache.nodes().statistics();
   const slab_statistics heads = cache.buffers().slabs().statistics();
+  const slab_statistics bios = cache.bios().statistics();
   EXPECT_EQ(nodes.objects_in_use, 0u);
   EXPECT_EQ(heads.objects_in_use, 0u);
+  EXPECT_EQ(bios.objects_in_use, cache.bios().reserved());
   EXPECT_EQ(nodes.slab_bytes, page_bytes);
   EXPECT_EQ(heads.slab_bytes, page_bytes);
-  EXPECT_EQ(s.free_pages + nodes.slabs + heads.slabs, s.capacity_pages) << "a leaked pin";
+  EXPECT_EQ(s.free_pages + nodes.slabs + heads.slabs + bios.total_bytes / page_bytes,
+            s.capacity_pages)
+      << "a leaked pin";
 }
 
 // A device that keeps every bio until the test lets it go on or fails it. One thread.
