@@ -138,19 +138,11 @@ std::uint64_t address_space::next_unwritten(std::uint64_t offset, std::uint64_t 
   return first;
 }
 
-result<std::vector<address_space::extent>> address_space::extents(std::uint64_t offset,
-                                                                  std::uint64_t length,
-                                                                  std::size_t max_extents) {
-  std::vector<extent> out;
-  const auto add = [&out](std::uint64_t bytes, bool hole) {
-    if (!out.empty() && out.back().hole == hole) {
-      out.back().length_bytes += bytes;
-    } else {
-      out.push_back({bytes, hole});
-    }
-  };
+result<std::size_t> address_space::extents(std::uint64_t offset, std::uint64_t length,
+                                           std::span<extent> out) {
+  std::size_t n = 0;
   const std::uint64_t end = offset + length;
-  while (offset < end && out.size() <= max_extents) {
+  while (offset < end) {
     // Data that waits in the cache to be written is data. Asked before the device: what is written
     // back in between is found by one of the two.
     const std::uint64_t cached = next_unwritten(offset, end);
@@ -165,11 +157,16 @@ result<std::vector<address_space::extent>> address_space::extents(std::uint64_t 
     } else if (hole) {
       stop = std::min(stop, cached);
     }
-    add(stop - offset, hole);
+    if (n != 0 && out[n - 1].hole == hole) {
+      out[n - 1].length_bytes += stop - offset;
+    } else if (n == out.size()) {
+      break;
+    } else {
+      out[n++] = {stop - offset, hole};
+    }
     offset = stop;
   }
-  if (out.size() > max_extents) out.pop_back();
-  return out;
+  return n;
 }
 
 }  // namespace forebay

@@ -28,7 +28,6 @@
 
 #include <algorithm>
 #include <span>
-#include <vector>
 
 #include "forebay/cache/bio_batch.h"
 #include "forebay/cache/page_cache.h"
@@ -109,10 +108,9 @@ class address_space {
 
   // ---- Looking ----
 
-  // Extents from `offset` on, at most `max_extents` and at least one; unwritten cached data counts
-  // as data.
-  result<std::vector<extent>> extents(std::uint64_t offset, std::uint64_t length,
-                                      std::size_t max_extents);
+  // Extents from `offset` on, as many as `out` has room for, at least for one; returns how many.
+  // Unwritten cached data counts as data.
+  result<std::size_t> extents(std::uint64_t offset, std::uint64_t length, std::span<extent> out);
 
   // ---- Write-back in the background ----
 

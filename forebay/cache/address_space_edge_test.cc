@@ -58,7 +58,7 @@ TEST_P(edges, everything_works_up_to_the_last_byte) {
     for (page_ref& pin : pins) pin.reset();
     ASSERT_TRUE(sync_wait(space.prefetch(0, size)));
 
-    const auto all = space.extents(0, size, 4);
+    const auto all = extents_of(space, 0, size, 4);
     ASSERT_TRUE(all);
     ASSERT_EQ(all->size(), 1u);
     EXPECT_EQ(all->front().length_bytes, size);
@@ -158,7 +158,7 @@ TEST(edges, offsets_may_be_as_large_as_a_file_can_be) {
       ASSERT_TRUE(sync_wait(space.read(at, out)));
       ASSERT_EQ(out, data) << at;
     }
-    const auto e = space.extents(size - (1u << 20), 1u << 20, 8);
+    const auto e = extents_of(space, size - (1u << 20), 1u << 20, 8);
     ASSERT_TRUE(e);
     ASSERT_EQ(e->size(), 2u);
     EXPECT_TRUE(e->front().hole);
@@ -169,7 +169,7 @@ TEST(edges, offsets_may_be_as_large_as_a_file_can_be) {
       ASSERT_TRUE(sync_wait(space.read(at, out)));
       ASSERT_EQ(out, std::vector<std::byte>(data.size())) << at;
     }
-    EXPECT_EQ(space.extents(0, size, 4)->size(), 1u);
+    EXPECT_EQ(extents_of(space, 0, size, 4)->size(), 1u);
   }
   expect_all_given_back(*cache);
 }
@@ -192,7 +192,7 @@ TEST(edges, a_range_of_no_bytes_is_nothing_to_do) {
       EXPECT_TRUE(sync_wait(space.write_zeroes(at, 0, {})));
       EXPECT_TRUE(sync_wait(space.discard(at, 0)));
       EXPECT_TRUE(sync_wait(space.sync_range(at, 0)));
-      EXPECT_TRUE(space.extents(at, 0, 4)->empty());
+      EXPECT_TRUE(extents_of(space, at, 0, 4)->empty());
     }
     EXPECT_EQ(cache->statistics().resident_pages, 0u);
     EXPECT_FALSE(pins[0]);

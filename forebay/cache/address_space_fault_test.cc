@@ -397,24 +397,24 @@ TEST(extents, unwritten_cached_data_is_data) {
   {
     address_space space(*cache, dev, {});
     const std::uint64_t all = 64 * page_bytes;
-    EXPECT_EQ(text_of(*space.extents(0, all, 10)), "262144h ");
+    EXPECT_EQ(text_of(*extents_of(space, 0, all, 10)), "262144h ");
     ASSERT_TRUE(sync_wait(space.write(2 * page_bytes + 100, filled(10, 1))));
     ASSERT_TRUE(sync_wait(space.write(3 * page_bytes, filled(page_bytes, 1))));
-    EXPECT_EQ(text_of(*space.extents(0, all, 10)), "8192h 8192d 245760h ");
-    EXPECT_EQ(text_of(*space.extents(0, all, 2)), "8192h 8192d ");
-    EXPECT_EQ(text_of(*space.extents(0, all, 1)), "8192h ");
-    EXPECT_EQ(text_of(*space.extents(512, page_bytes, 10)), "4096h ");
-    EXPECT_EQ(text_of(*space.extents(3 * page_bytes + 512, page_bytes, 10)), "3584d 512h ");
+    EXPECT_EQ(text_of(*extents_of(space, 0, all, 10)), "8192h 8192d 245760h ");
+    EXPECT_EQ(text_of(*extents_of(space, 0, all, 2)), "8192h 8192d ");
+    EXPECT_EQ(text_of(*extents_of(space, 0, all, 1)), "8192h ");
+    EXPECT_EQ(text_of(*extents_of(space, 512, page_bytes, 10)), "4096h ");
+    EXPECT_EQ(text_of(*extents_of(space, 3 * page_bytes + 512, page_bytes, 10)), "3584d 512h ");
     ASSERT_TRUE(sync_wait(space.flush()));
-    EXPECT_EQ(text_of(*space.extents(0, all, 10)), "8192h 8192d 245760h ");
+    EXPECT_EQ(text_of(*extents_of(space, 0, all, 10)), "8192h 8192d 245760h ");
     // Holes are not read, and read as zeros.
     std::vector<std::byte> out(all, std::byte{1});
     ASSERT_TRUE(sync_wait(space.read(0, out)));
     EXPECT_TRUE(std::equal(out.begin(), out.end(), memory.contents().begin()));
     EXPECT_EQ(cache->statistics().pages_read, 1u) << "the rest of the page written in part";
-    EXPECT_EQ(text_of(*space.extents(0, all, 10)), "8192h 8192d 245760h ") << "clean zeros";
+    EXPECT_EQ(text_of(*extents_of(space, 0, all, 10)), "8192h 8192d 245760h ") << "clean zeros";
     ASSERT_TRUE(sync_wait(space.discard(2 * page_bytes, page_bytes)));
-    EXPECT_EQ(text_of(*space.extents(0, all, 10)), "12288h 4096d 245760h ");
+    EXPECT_EQ(text_of(*extents_of(space, 0, all, 10)), "12288h 4096d 245760h ");
   }
   expect_all_given_back(*cache);
 }
@@ -430,7 +430,7 @@ TEST(extents, what_is_written_back_during_the_question_is_data) {
       dev.before_answer = nullptr;
       std::jthread([&] { ASSERT_TRUE(sync_wait(space.flush())); }).join();
     };
-    EXPECT_EQ(text_of(*space.extents(0, 64 * page_bytes, 10)), "4096d 258048h ");
+    EXPECT_EQ(text_of(*extents_of(space, 0, 64 * page_bytes, 10)), "4096d 258048h ");
   }
   expect_all_given_back(*cache);
 }

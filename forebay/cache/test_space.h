@@ -91,6 +91,18 @@ class gated_device final : public device {
   std::list<bio*> held_;
 };
 
+// At most `most` extents of a range.
+inline result<std::vector<address_space::extent>> extents_of(address_space& space,
+                                                             std::uint64_t offset,
+                                                             std::uint64_t length,
+                                                             std::size_t most) {
+  std::vector<address_space::extent> all(most);
+  const result<std::size_t> n = space.extents(offset, length, all);
+  if (!n) return fail(n.error());
+  all.resize(*n);
+  return all;
+}
+
 // Runs a task and keeps its result.
 struct outcome {
   bool ended = false;

@@ -20,10 +20,10 @@ task<> connection::run_command(nbd::request r) {
     co_await do_block_status(r);
   } else {
     const result<> done = co_await do_command(r);
-    while (gate_closed_) co_await gate();
+    while (!may_reply(small_reply)) co_await next_chance();
     reply(r, done ? std::error_code{} : done.error());
   }
-  task_done();
+  task_done(r);
   co_return result<>{};
 }
 
@@ -105,9 +105,7 @@ task<> connection::do_read(nbd::request r) {
     }
     const std::uint64_t want = std::min(r.end() - at, pages * page_bytes - at % page_bytes);
     const result<std::size_t> pinned = co_await space.pin(at, want, {pins.data(), pages});
-    if (!gate_is_mine) {
-      while (gate_closed_) co_await gate();
-    }
+    while (!may_reply(pages_reply(pages), gate_is_mine)) co_await next_chance();
     reserved_pins_ -= pages;
     if (!pinned) {
       error = pinned.error();
@@ -129,18 +127,17 @@ task<> connection::do_read(nbd::request r) {
   }
   if (gate_is_mine) {
     gate_closed_ = false;
-    gate_opened_.wake_all();
   }
-  out_.progress().wake_all();  // pins that were reserved and not used
+  out_.progress().wake_all();  // pins that were reserved and not used; the gate
   if (error && whole && at != r.offset) {
     // Data was promised that cannot be had, and there is no way to say so but to leave.
     account(r, true);
     shutdown_socket(socket_.get());
   } else if (error) {
-    while (gate_closed_) co_await gate();
+    while (!may_reply(small_reply)) co_await next_chance();
     reply(r, error);
   }
-  task_done();
+  task_done(r);
   co_return result<>{};
 }
 
@@ -150,25 +147,35 @@ task<> connection::run_read(const nbd::request& r) {
 }
 
 task<> connection::do_block_status(nbd::request r) {
-  const std::size_t most = (r.flags & nbd::flag_req_one) != 0 ? 1 : status_extents_max;
-  const auto extents = session_.exported->space().extents(r.offset, r.length, most);
-  while (gate_closed_) co_await gate();
-  if (!extents) {
-    reply(r, extents.error());
-    co_return result<>{};
+  constexpr std::size_t some = 32;
+  std::array<address_space::extent, some> few;
+  std::span<address_space::extent> room(few);
+  constexpr std::size_t list_bytes = status_extents_max * sizeof(address_space::extent);
+  void* list = nullptr;
+  if ((r.flags & nbd::flag_req_one) != 0) {
+    room = room.first(1);
+  } else if (list = host_.memory().allocate_extra(list_bytes); list != nullptr) {
+    room = {static_cast<address_space::extent*>(list), status_extents_max};
   }
-  reply_chunk(r, nbd::chunk::block_status, static_cast<std::uint32_t>(4 + extents->size() * 8),
-              true);
-  nbd::message<4> context;
-  context.put(nbd::base_allocation_id);
-  out_.append(context.data(), context.size());
-  for (const address_space::extent& e : *extents) {
-    nbd::message<8> m;
-    m.put(static_cast<std::uint32_t>(e.length_bytes))
-        .put(e.hole ? std::uint32_t{nbd::status_hole | nbd::status_zero} : 0u);
-    out_.append(m.data(), m.size());
+  const auto count = session_.exported->space().extents(r.offset, r.length, room);
+  const std::size_t n = count ? *count : 0;
+  while (!may_reply({.iovecs = 1, .pins = 0, .bytes = 256 + 8 * n})) co_await next_chance();
+  if (!count) {
+    reply(r, count.error());
+  } else {
+    reply_chunk(r, nbd::chunk::block_status, static_cast<std::uint32_t>(4 + n * 8), true);
+    nbd::message<4> context;
+    context.put(nbd::base_allocation_id);
+    out_.append(context.data(), context.size());
+    for (const address_space::extent& e : room.first(n)) {
+      nbd::message<8> m;
+      m.put(static_cast<std::uint32_t>(e.length_bytes))
+          .put(e.hole ? std::uint32_t{nbd::status_hole | nbd::status_zero} : 0u);
+      out_.append(m.data(), m.size());
+    }
+    account(r, false);
   }
-  account(r, false);
+  if (list != nullptr) host_.memory().free_extra(list, list_bytes);
   co_return result<>{};
 }
 

@@ -22,12 +22,12 @@ struct deadline : completion {
 
 }  // namespace
 
-connection::connection(connection_host& host, loop& on, unique_fd socket)
+connection::connection(connection_host& host, loop& on, unique_fd socket) noexcept
     : host_(host),
       loop_(on),
       socket_(std::move(socket)),
-      in_(socket_.get()),
-      out_(on, socket_.get()) {
+      in_(socket_.get(), host.memory()),
+      out_(on, socket_.get(), host.memory()) {
   set_no_delay(socket_.get());
 }
 

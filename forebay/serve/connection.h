@@ -8,22 +8,27 @@
 // one recv and one sendmsg. Everything else runs as a task; replies go out in the order in which
 // they are ready.
 //
-// Bounds: `max_tasks` requests under way; copies of write payload that waits within the service's
-// budget; pages pinned for replies within the share that the service gives a connection; about
-// 0.5 MiB of replies that the client does not receive. At a bound
-// the connection is not read from until there is room: back-pressure.
+// Bounds: `max_tasks` requests under way, and no more than have a share of the request memory;
+// pages pinned for replies within the share that the service gives a connection; about 0.5 MiB of
+// replies that the client does not receive. At a bound the connection is not read from until there
+// is room: back-pressure. What else could be of use (copies of payload that waits, more room to
+// receive into) is extra memory, and done without when there is none (see request_memory.h).
+//
+// A reply is appended when may_reply() has said that it is its turn and that there is room for it.
 //
 // One thread, the loop's that it was accepted for.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
-#include <memory>
+#include <initializer_list>
 #include <string>
-#include <vector>
+#include <string_view>
 
 #include "forebay/serve/export.h"
 #include "forebay/serve/receive_buffer.h"
 #include "forebay/serve/reply_queue.h"
+#include "forebay/serve/request_memory.h"
 
 namespace forebay {
 
@@ -33,18 +38,23 @@ class connection_host {
   virtual ~connection_host() = default;
 
   // The export of that name ("" is the first one), null if there is none.
-  virtual nbd_export* find_export(const std::string& name) noexcept = 0;
-  virtual std::vector<nbd_export*> exports() = 0;
+  virtual nbd_export* find_export(std::string_view name) noexcept = 0;
+  // The exports in order, null behind the last.
+  virtual nbd_export* export_at(std::size_t index) noexcept = 0;
 
-  // The server's statistics as JSON text.
+  // The server's statistics as JSON text. The only function here that takes memory from the heap,
+  // and throws std::bad_alloc when there is none.
   virtual std::string statistics_text() = 0;
+
+  // What connections live on. Any thread.
+  virtual request_memory& memory() noexcept = 0;
 
   // Pages that a connection may pin for replies at present; at least 1. Any thread.
   virtual std::size_t pin_allowance() const noexcept = 0;
 
-  // Takes `bytes` of the budget for waiting payload; false if it is used up. Any thread.
-  virtual bool take_payload_budget(std::size_t bytes) noexcept = 0;
-  virtual void return_payload_budget(std::size_t bytes) noexcept = 0;
+  // Bytes of request memory that a connection's requests beyond the first may have at present. Any
+  // thread.
+  virtual std::size_t request_allowance() const noexcept = 0;
 };
 
 // Lets everything else that is ready run first, and unwinds the stack.
@@ -54,10 +64,13 @@ inline auto yield_turn() noexcept {
 
 class connection {
  public:
-  connection(connection_host& host, loop& on, unique_fd socket);
+  connection(connection_host& host, loop& on, unique_fd socket) noexcept;
   ~connection();
   connection(const connection&) = delete;
   connection& operator=(const connection&) = delete;
+
+  // False without memory for its buffers: it cannot serve then.
+  bool usable() const noexcept { return in_.usable() && out_.usable(); }
 
   // Serves the client to its end. Never fails: what goes wrong ends the connection.
   task<> run();
@@ -87,12 +100,15 @@ class connection {
   task<> handshake();
   task<bool> handle_option(nbd::option which, std::uint32_t length);
   task<bool> option_export_name(std::uint32_t length);
-  bool option_go(nbd::option which, std::span<const std::byte> data);
-  void option_list(std::span<const std::byte> data);
-  void option_meta_context(nbd::option which, std::span<const std::byte> data);
-  void option_statistics();
-  void reply_option(nbd::option which, nbd::option_reply type, std::string_view payload = {});
-  void send_export_info(nbd::option which, nbd_export& e, std::span<const std::byte> wanted);
+  bool option_go(nbd::option which, std::span<const std::byte> data) noexcept;
+  task<> option_list();
+  void option_meta_context(nbd::option which, std::span<const std::byte> data) noexcept;
+  task<> option_statistics();
+  void reply_option(nbd::option which, nbd::option_reply type,
+                    std::initializer_list<std::string_view> payload = {}) noexcept;
+  void begin_option_reply(nbd::option which, nbd::option_reply type, std::size_t bytes) noexcept;
+  void send_export_info(nbd::option which, nbd_export& e,
+                        std::span<const std::byte> wanted) noexcept;
 
   // transmission.cc
   task<> transmit();
@@ -102,14 +118,24 @@ class connection {
   bool write_at_once(const nbd::request& r);
   task<> receive_write(nbd::request r);
   task<std::error_code> write_streamed(const nbd::request& r);
-  task<> write_waiting(nbd::request r, std::byte* copy, std::size_t done);
+  bool write_aside(const nbd::request& r, std::span<const std::byte> data) noexcept;
+  task<> write_waiting(nbd::request r, std::span<std::byte> copy);
+  static std::size_t share_of(const nbd::request& r) noexcept;
+  // How much of so many bytes for requests is not the connection's own.
+  static std::size_t shared_of(std::size_t bytes) noexcept {
+    return bytes - std::min(bytes, request_memory::long_request_bytes);
+  }
+  bool begin_request(const nbd::request& r) noexcept;
+  void end_request(const nbd::request& r) noexcept;
+  // Until one of its requests has ended: while (!begin_request(r)) co_await task_ended();
+  auto task_ended() noexcept {
+    out_.kick();
+    return task_ended_.wait_unless([] { return false; });
+  }
   task<> finish_write(nbd::request r, std::error_code error);
   bool must_sync(const nbd::request& r) const noexcept;
-  bool spawn(task<> work);
-  void task_done() noexcept;
-  auto gate() noexcept {
-    return gate_opened_.wait_unless([this]() noexcept { return !gate_closed_; });
-  }
+  bool spawn(task<> work) noexcept;
+  void task_done(const nbd::request& r) noexcept;
 
   // commands.cc
   task<> run_command(nbd::request r);
@@ -123,11 +149,27 @@ class connection {
   bool pins_awaited() const noexcept { return pin_turn_ != pin_turns_given_; }
 
   // reply.cc
-  void reply(const nbd::request& r, std::error_code error);
+  // What a reply of no data needs of a batch, and one of some pages.
+  static constexpr reply_queue::need small_reply{.iovecs = 1, .pins = 0, .bytes = 256};
+  static reply_queue::need pages_reply(std::size_t pages) noexcept {
+    // At worst holes and data take turns, each with a header.
+    return {.iovecs = 2 * pages + 1, .pins = pages, .bytes = 32 * pages + 16};
+  }
+
+  // Whether a reply may be appended now: while (!may_reply(n)) co_await next_chance();
+  bool may_reply(const reply_queue::need& n, bool gate_is_mine = false) noexcept {
+    return (!gate_closed_ || gate_is_mine) && out_.room(n);
+  }
+  auto next_chance() noexcept {
+    out_.kick();
+    return out_.next_progress();
+  }
+  void reply(const nbd::request& r, std::error_code error) noexcept;
   void reply_pages(const nbd::request& r, std::uint64_t offset, std::size_t bytes,
-                   std::span<page_ref> pins, bool last);
-  void reply_chunk(const nbd::request& r, nbd::chunk type, std::uint32_t length, bool last);
-  void reply_whole_header(const nbd::request& r);
+                   std::span<page_ref> pins, bool last) noexcept;
+  void reply_chunk(const nbd::request& r, nbd::chunk type, std::uint32_t length,
+                   bool last) noexcept;
+  void reply_whole_header(const nbd::request& r) noexcept;
   void account(const nbd::request& r, bool failed) noexcept;
 
   connection_host& host_;
@@ -142,9 +184,10 @@ class connection {
   std::uint64_t pin_turns_given_ = 0;
   std::uint64_t pin_turn_ = 0;  // whose turn it is to reserve
   // Closed while a reply of several parts that must not be mixed with others (the data of a simple
-  // reply) is being appended; everybody else waits at it before he appends.
+  // reply) is being appended; everybody else waits at it before he appends. out_'s progress is
+  // woken when it opens.
   bool gate_closed_ = false;
-  wait_queue gate_opened_;
+  std::size_t request_bytes_ = 0;  // of memory, promised to requests under way
   bool stopping_ = false;
   std::uint64_t arrived_ns_ = 0;  // when the requests that are being parsed had come in
 };

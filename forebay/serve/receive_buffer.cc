@@ -5,24 +5,72 @@
 
 namespace forebay {
 
+receive_buffer::receive_buffer(int fd, request_memory& memory) noexcept
+    : fd_(fd),
+      memory_(memory),
+      small_(static_cast<std::byte*>(memory.allocate(small_bytes))),
+      bytes_(small_) {}
+
+receive_buffer::~receive_buffer() {
+  if (bytes_ != small_) memory_.free_extra(bytes_, large_bytes);
+  if (small_ != nullptr) memory_.free(small_, small_bytes);
+}
+
+bool receive_buffer::enlarge() noexcept {
+  if (bytes_ != small_) return true;
+  auto* const large = static_cast<std::byte*>(memory_.allocate_extra(large_bytes));
+  if (large == nullptr) return false;
+  std::memcpy(large, bytes_ + start_, end_ - start_);
+  end_ -= start_;
+  start_ = 0;
+  bytes_ = large;
+  capacity_ = large_bytes;
+  small_receives_ = 0;
+  return true;
+}
+
+// The large buffer, which is empty, goes back.
+void receive_buffer::make_small() noexcept {
+  memory_.free_extra(bytes_, large_bytes);
+  bytes_ = small_;
+  capacity_ = small_bytes;
+}
+
+// Learns from a receive that got so much where there was room for so much.
+void receive_buffer::adapt(std::size_t received, std::size_t room) noexcept {
+  if (bytes_ == small_) {
+    if (received == room) enlarge();  // or not
+  } else if (end_ - start_ <= small_bytes) {
+    ++small_receives_;
+  } else {
+    small_receives_ = 0;
+  }
+}
+
 task<> receive_buffer::fill(std::size_t bytes) {
   while (end_ - start_ < bytes) {
-    if (start_ == end_) start_ = end_ = 0;
-    if (capacity - start_ < bytes) {
-      std::memmove(bytes_.get(), bytes_.get() + start_, end_ - start_);
+    if (start_ == end_) {
+      start_ = end_ = 0;
+      if (bytes_ != small_ && small_receives_ >= small_receives_max && bytes <= small_bytes) {
+        make_small();
+      }
+    }
+    if (capacity_ - start_ < bytes) {
+      std::memmove(bytes_, bytes_ + start_, end_ - start_);
       end_ -= start_;
       start_ = 0;
     }
-    const std::int32_t n =
-        co_await loop::io_first({.opcode = uring_opcode::recv,
-                                 .fd = fd_,
-                                 .address = bytes_.get() + end_,
-                                 .length = static_cast<std::uint32_t>(capacity - end_)});
+    const std::size_t room = capacity_ - end_;
+    const std::int32_t n = co_await loop::io_first({.opcode = uring_opcode::recv,
+                                                    .fd = fd_,
+                                                    .address = bytes_ + end_,
+                                                    .length = static_cast<std::uint32_t>(room)});
     if (n == -EINTR || n == -EAGAIN) continue;
     if (n < 0) co_return fail(-n);
     if (n == 0) co_return fail(errc::end_of_stream);
     end_ += static_cast<std::size_t>(n);
     received_bytes_ += static_cast<std::uint32_t>(n);
+    adapt(static_cast<std::size_t>(n), room);
   }
   co_return result<>{};
 }

@@ -1,10 +1,20 @@
 // Replies: simple ones, and the chunks of structured ones.
 
+#include <cstring>
 #include <string_view>
 
 #include "forebay/serve/connection.h"
 
 namespace forebay {
+namespace {
+
+// Of an error, without the memory that std::error_code::message() takes.
+std::string_view text_of(int error) noexcept {
+  const char* const text = ::strerrordesc_np(error);
+  return text == nullptr ? std::string_view("unknown error") : std::string_view(text);
+}
+
+}  // namespace
 
 void connection::account(const nbd::request& r, bool failed) noexcept {
   if (r.type >= nbd_export::command_count) return;
@@ -19,7 +29,7 @@ void connection::account(const nbd::request& r, bool failed) noexcept {
 }
 
 void connection::reply_chunk(const nbd::request& r, nbd::chunk type, std::uint32_t length,
-                             bool last) {
+                             bool last) noexcept {
   nbd::message<nbd::chunk_header_bytes> m;
   m.put(nbd::structured_reply_magic)
       .put(last ? nbd::chunk_done : std::uint16_t{0})
@@ -30,7 +40,7 @@ void connection::reply_chunk(const nbd::request& r, nbd::chunk type, std::uint32
 }
 
 // A reply without data: success, or an error.
-void connection::reply(const nbd::request& r, std::error_code error) {
+void connection::reply(const nbd::request& r, std::error_code error) noexcept {
   const std::uint32_t number = error ? nbd::wire_error(to_errno(error)) : 0;
   account(r, number != 0);
   const bool structured = session_.structured && (r.what() == nbd::command::read ||
@@ -42,7 +52,7 @@ void connection::reply(const nbd::request& r, std::error_code error) {
   } else if (number == 0) {
     reply_chunk(r, nbd::chunk::none, 0, true);
   } else {
-    const std::string text = error.message();
+    const std::string_view text = text_of(to_errno(error));
     reply_chunk(r, nbd::chunk::error, static_cast<std::uint32_t>(6 + text.size()), true);
     nbd::message<6> m;
     m.put(number).put(static_cast<std::uint16_t>(text.size()));
@@ -52,7 +62,7 @@ void connection::reply(const nbd::request& r, std::error_code error) {
 }
 
 // The header of a read's only reply, which all of its data follows.
-void connection::reply_whole_header(const nbd::request& r) {
+void connection::reply_whole_header(const nbd::request& r) noexcept {
   if (session_.structured) {
     reply_chunk(r, nbd::chunk::offset_data, 8 + r.length, true);
     nbd::message<8> m;
@@ -68,7 +78,7 @@ void connection::reply_whole_header(const nbd::request& r) {
 // A part of a read, or all of it: pages of data, and holes where the device has holes. `last`:
 // nothing of it comes after.
 void connection::reply_pages(const nbd::request& r, std::uint64_t offset, std::size_t bytes,
-                             std::span<page_ref> pins, bool last) {
+                             std::span<page_ref> pins, bool last) noexcept {
   if (last) account(r, false);
   if (!session_.structured || (r.flags & nbd::flag_df) != 0) {
     reply_whole_header(r);

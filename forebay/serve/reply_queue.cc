@@ -1,21 +1,35 @@
 #include "forebay/serve/reply_queue.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
+#include <new>
+#include <utility>
 
 #include "forebay/os/file.h"
 
 namespace forebay {
 
 struct reply_queue::batch {
+  batch* next = nullptr;  // of the closed ones
   std::size_t iovec_count = 0;
+  std::size_t pin_count = 0;
   std::size_t header_bytes = 0;
   std::size_t first_unsent = 0;  // iovec that sending has come to
-  std::vector<page_ref> pins;
-  std::vector<std::unique_ptr<std::byte[]>> long_copies;
   message_header message;
-  std::array<iovec, max_iovecs> iovecs;
-  std::array<std::byte, header_room> headers;
+  std::array<iovec, most.iovecs> iovecs;  // not initialised, as the next two
+  std::array<page*, most.pins> pins;      // one reference each
+  std::array<std::byte, most.bytes> headers;
+
+  batch() noexcept {}  // NOLINT: the arrays are written before they are read
+  ~batch() { drop_pins(); }
+  batch(const batch&) = delete;
+  batch& operator=(const batch&) = delete;
+
+  bool has_room(const need& n) const noexcept {
+    return iovec_count + n.iovecs <= iovecs.size() && pin_count + n.pins <= pins.size() &&
+           header_bytes + n.bytes <= headers.size();
+  }
 
   void add(const std::byte* data, std::size_t bytes) noexcept {
     if (iovec_count != 0) {
@@ -25,67 +39,97 @@ struct reply_queue::batch {
         return;
       }
     }
+    FOREBAY_ASSERT(iovec_count != iovecs.size());
     iovecs[iovec_count++] = {const_cast<std::byte*>(data), bytes};
   }
 
-  void clear() noexcept {
-    iovec_count = header_bytes = first_unsent = 0;
-    pins.clear();
-    long_copies.clear();
+  void drop_pins() noexcept {
+    while (pin_count != 0) put_page(*pins[--pin_count]);
   }
 };
 
-reply_queue::reply_queue(loop& on, int fd) : loop_(on), fd_(fd) {
+reply_queue::reply_queue(loop& on, int fd, request_memory& memory) noexcept
+    : loop_(on), fd_(fd), memory_(memory) {
+  static_assert(sizeof(batch) <= batch_bytes);
+  void* const raw = memory_.allocate(batch_bytes);
+  own_ = raw == nullptr ? nullptr : static_cast<batch*>(raw);
   kick_event_.self = this;
   kick_event_.run = [](completion& c) noexcept {
     reply_queue& q = *static_cast<event&>(c).self;
     q.kicked_ = false;
     q.start_send();
-    if (!q.sending_) q.progress_.wake_all();  // nothing was left to send
+    if (q.sending_ == nullptr) q.progress_.wake_all();  // nothing was left to send
   };
   send_event_.self = this;
   send_event_.run = [](completion& c) noexcept { static_cast<event&>(c).self->sent(c.status); };
 }
 
-reply_queue::~reply_queue() { FOREBAY_ASSERT(!sending_ && !kicked_); }
-
-// The batch that takes so much more; closes the one that has no room.
-reply_queue::batch& reply_queue::open_batch(std::size_t iovecs, std::size_t header_bytes) {
-  if (building_ && (building_->iovec_count + iovecs > max_iovecs ||
-                    building_->header_bytes + header_bytes > header_room)) {
-    closed_.push_back(std::move(building_));
-  }
-  if (!building_) building_ = spare_ ? std::move(spare_) : std::make_unique<batch>();
-  return *building_;
+reply_queue::~reply_queue() {
+  FOREBAY_ASSERT(sending_ == nullptr && !kicked_);
+  drop_all();
+  if (own_ != nullptr) memory_.free(own_, batch_bytes);
 }
 
-void reply_queue::append(const std::byte* data, std::size_t bytes) {
-  if (broken_ || bytes == 0) return;
-  if (bytes > header_room / 4) {
-    batch& b = open_batch(1, 0);
-    auto copy = std::make_unique<std::byte[]>(bytes);
-    std::memcpy(copy.get(), data, bytes);
-    b.add(copy.get(), bytes);
-    b.long_copies.push_back(std::move(copy));
-    return;
+bool reply_queue::idle() const noexcept {
+  return sending_ == nullptr && !kicked_ && first_closed_ == nullptr &&
+         (building_ == nullptr || building_->iovec_count == 0);
+}
+
+// An empty batch: the connection's own, or one of extra memory; null when there is none.
+reply_queue::batch* reply_queue::take_batch() noexcept {
+  void* raw = own_;
+  if (!std::exchange(own_free_, false)) raw = memory_.allocate_extra(batch_bytes);
+  return raw == nullptr ? nullptr : new (raw) batch;
+}
+
+void reply_queue::give_batch(batch* b) noexcept {
+  b->~batch();
+  if (b == own_) {
+    own_free_ = true;
+  } else {
+    memory_.free_extra(b, batch_bytes);
   }
-  batch& b = open_batch(1, bytes);
+}
+
+// Moves the batch that is being built to those that wait to be sent.
+void reply_queue::close_batch() noexcept {
+  building_->next = nullptr;
+  (last_closed_ == nullptr ? first_closed_ : last_closed_->next) = building_;
+  last_closed_ = std::exchange(building_, nullptr);
+  ++closed_count_;
+}
+
+bool reply_queue::room(const need& wanted) noexcept {
+  if (broken_ || (building_ != nullptr && building_->has_room(wanted))) return true;
+  batch* const fresh = take_batch();
+  if (fresh == nullptr) return false;
+  if (building_ != nullptr) close_batch();
+  building_ = fresh;
+  return true;
+}
+
+void reply_queue::append(const std::byte* data, std::size_t bytes) noexcept {
+  if (broken_ || bytes == 0) return;
+  FOREBAY_ASSERT(building_ != nullptr && building_->has_room({.iovecs = 0, .bytes = bytes}));
+  batch& b = *building_;
   std::byte* const at = b.headers.data() + b.header_bytes;
   std::memcpy(at, data, bytes);
   b.header_bytes += bytes;
   b.add(at, bytes);
 }
 
-void reply_queue::append_pages(std::span<page_ref> pins, std::size_t from, std::size_t bytes) {
+void reply_queue::append_pages(std::span<page_ref> pins, std::size_t from,
+                               std::size_t bytes) noexcept {
   for (page_ref& p : pins) {
     if (broken_) {
       p.reset();
       continue;
     }
-    batch& b = open_batch(1, 0);
+    FOREBAY_ASSERT(building_ != nullptr && building_->has_room({.iovecs = 0, .pins = 1}));
+    batch& b = *building_;
     const std::size_t n = std::min(bytes, page_bytes - from);
     b.add(p->data() + from, n);
-    b.pins.push_back(std::move(p));
+    b.pins[b.pin_count++] = p.release();
     ++pinned_;
     bytes -= n;
     from = 0;
@@ -93,14 +137,14 @@ void reply_queue::append_pages(std::span<page_ref> pins, std::size_t from, std::
 }
 
 void reply_queue::kick() noexcept {
-  if (kicked_ || sending_ || broken_) return;
+  if (kicked_ || sending_ != nullptr || broken_) return;
   kicked_ = true;
   loop_.defer(kick_event_);
 }
 
 void reply_queue::send_soon() noexcept {
-  const bool enough = building_ && building_->pins.size() >= early_pins;
-  if (!enough || sending_ || broken_ || !closed_.empty()) return kick();
+  const bool enough = building_ != nullptr && building_->pin_count >= early_pins;
+  if (!enough || sending_ != nullptr || broken_ || first_closed_ != nullptr) return kick();
   // Straight away: a submission's end would be seen only after all that is ready now.
   take_next();
   const std::int32_t n = send_now(fd_, sending_->message);
@@ -110,20 +154,23 @@ void reply_queue::send_soon() noexcept {
 
 // The next batch becomes the one that is being sent; false if there is none.
 bool reply_queue::take_next() noexcept {
-  if (!closed_.empty()) {
-    sending_ = std::move(closed_.front());
-    closed_.pop_front();
+  if (first_closed_ != nullptr) {
+    sending_ = first_closed_;
+    first_closed_ = sending_->next;
+    if (first_closed_ == nullptr) last_closed_ = nullptr;
+    --closed_count_;
+  } else if (building_ != nullptr && building_->iovec_count != 0) {
+    sending_ = std::exchange(building_, nullptr);
   } else {
-    sending_ = std::move(building_);
+    return false;
   }
-  if (!sending_) return false;
   batch& b = *sending_;
   b.message.set({b.iovecs.data() + b.first_unsent, b.iovec_count - b.first_unsent});
   return true;
 }
 
 void reply_queue::start_send() noexcept {
-  if (!sending_ && !broken_ && take_next()) submit_send();
+  if (sending_ == nullptr && !broken_ && take_next()) submit_send();
 }
 
 void reply_queue::submit_send() noexcept {
@@ -135,16 +182,24 @@ void reply_queue::submit_send() noexcept {
                send_event_);
 }
 
+void reply_queue::drop_all() noexcept {
+  while (first_closed_ != nullptr) {
+    give_batch(std::exchange(first_closed_, first_closed_->next));
+  }
+  last_closed_ = nullptr;
+  closed_count_ = 0;
+  if (building_ != nullptr) give_batch(std::exchange(building_, nullptr));
+  pinned_ = 0;
+}
+
 void reply_queue::sent(std::int32_t status) noexcept {
-  std::unique_ptr<batch> b = std::move(sending_);
+  batch* const b = std::exchange(sending_, nullptr);
   if (status == -EINTR || status == -EAGAIN) status = 0;
   if (status < 0) {
     broken_ = true;
     shutdown_socket(fd_);
-    pinned_ = 0;
-    b.reset();
-    closed_.clear();
-    building_.reset();
+    give_batch(b);
+    drop_all();
     progress_.wake_all();
     return;
   }
@@ -152,19 +207,17 @@ void reply_queue::sent(std::int32_t status) noexcept {
   const std::span<iovec> all(b->iovecs.data() + b->first_unsent, b->iovec_count - b->first_unsent);
   const std::span<iovec> left = advance_segments(all, static_cast<std::size_t>(status));
   if (left.empty()) {
-    pinned_ -= b->pins.size();
-    recycle(std::move(b));
+    pinned_ -= b->pin_count;
+    give_batch(b);
     progress_.wake_all();
   } else {
     b->first_unsent = b->iovec_count - left.size();
-    closed_.push_front(std::move(b));
+    b->next = first_closed_;
+    first_closed_ = b;
+    if (last_closed_ == nullptr) last_closed_ = b;
+    ++closed_count_;
   }
   start_send();
-}
-
-void reply_queue::recycle(std::unique_ptr<batch> b) noexcept {
-  b->clear();
-  if (!spare_) spare_ = std::move(b);
 }
 
 }  // namespace forebay

@@ -4,35 +4,56 @@
 // Replies gather in a batch; one sendmsg is under way at a time, and while it is, the next batch
 // grows. A batch closes when it is full. Pages stay pinned until their batch is sent.
 //
+//     batch, 32 KiB:  | state | iovecs … | pins … | bytes of headers … |
+//
+// One batch is the connection's own; more come from extra memory and go back when they are sent. So
+// room() may be refused, but only while something waits to be sent: progress() tells when to ask
+// again.
+//
 // One thread, the connection's.
 #pragma once
 
-#include <array>
 #include <cstddef>
-#include <deque>
-#include <memory>
 #include <span>
-#include <vector>
 
 #include "forebay/memory/page.h"
 #include "forebay/os/socket.h"
 #include "forebay/ring/loop.h"
 #include "forebay/ring/wait_queue.h"
+#include "forebay/serve/request_memory.h"
 
 namespace forebay {
 
 class reply_queue {
  public:
-  reply_queue(loop& on, int fd);
+  // What a reply needs of a batch.
+  struct need {
+    std::size_t iovecs = 1;
+    std::size_t pins = 0;
+    std::size_t bytes = 0;  // of headers and whatever else is copied
+  };
+
+  // What a batch has; nobody may need more.
+  static constexpr need most{.iovecs = 768, .pins = 512, .bytes = 16000};
+
+  reply_queue(loop& on, int fd, request_memory& memory) noexcept;
   ~reply_queue();
   reply_queue(const reply_queue&) = delete;
   reply_queue& operator=(const reply_queue&) = delete;
 
-  // Appends a copy of `data`.
-  void append(const std::byte* data, std::size_t bytes);
+  // False without memory for the connection's own batch: the queue is of no use then.
+  bool usable() const noexcept { return own_ != nullptr; }
+
+  // Makes sure of room for what is appended next, all of it together. False, and nothing changes,
+  // when there is no memory for it now: kick(), co_await next_progress(), and ask again.
+  [[nodiscard]] bool room(const need& wanted) noexcept;
+
+  // Appends a copy of `data`, for which there is room.
+  void append(const std::byte* data, std::size_t bytes) noexcept;
 
   // Appends `bytes` of the pages' memory, from `from` in the first one on, and takes over the pins.
-  void append_pages(std::span<page_ref> pins, std::size_t from, std::size_t bytes);
+  // There is room for an iovec and a pin for each.
+  void append_pages(std::span<page_ref> pins, std::size_t from, std::size_t bytes) noexcept;
 
   // Sends what has been appended, together with what this turn of the loop still appends.
   void kick() noexcept;
@@ -45,39 +66,48 @@ class reply_queue {
   std::size_t pinned_pages() const noexcept { return pinned_; }
 
   // Nothing is queued or under way.
-  bool idle() const noexcept { return !sending_ && !kicked_ && closed_.empty() && !building_; }
+  bool idle() const noexcept;
   bool broken() const noexcept { return broken_; }
 
   // So much waits for a peer that does not receive that nothing more should be asked for.
-  bool full() const noexcept { return closed_.size() >= max_closed; }
+  bool full() const noexcept { return closed_count_ >= max_closed; }
 
   // Woken whenever a batch has gone out or the peer has.
   wait_queue& progress() noexcept { return progress_; }
+  // co_await next_progress(): until the next time of that.
+  auto next_progress() noexcept {
+    return progress_.wait_unless([] { return false; });
+  }
 
   // Bytes sent so far.
   std::uint64_t sent_bytes() const noexcept { return sent_bytes_; }
 
  private:
-  static constexpr std::size_t max_iovecs = 1000;  // below the kernel's 1024
-  static constexpr std::size_t header_room = 16384;
+  static constexpr std::size_t batch_bytes = 32u << 10;
   static constexpr std::size_t early_pins = 4;
-  static constexpr std::size_t max_closed = 16;  // batches, of about 32 KiB
+  static constexpr std::size_t max_closed = 16;
 
   struct batch;
 
-  batch& open_batch(std::size_t iovecs, std::size_t header_bytes);
+  batch* take_batch() noexcept;
+  void give_batch(batch* b) noexcept;
+  void close_batch() noexcept;
+  void drop_all() noexcept;
   bool take_next() noexcept;
   void start_send() noexcept;
   void submit_send() noexcept;
   void sent(std::int32_t status) noexcept;
-  void recycle(std::unique_ptr<batch> b) noexcept;
 
   loop& loop_;
   const int fd_;
-  std::unique_ptr<batch> building_;
-  std::deque<std::unique_ptr<batch>> closed_;
-  std::unique_ptr<batch> sending_;
-  std::unique_ptr<batch> spare_;
+  request_memory& memory_;
+  batch* own_;            // this connection's, wherever it is
+  bool own_free_ = true;  // it is nowhere below
+  batch* building_ = nullptr;
+  batch* first_closed_ = nullptr;  // a list, to be sent in this order
+  batch* last_closed_ = nullptr;
+  std::size_t closed_count_ = 0;
+  batch* sending_ = nullptr;
   std::size_t pinned_ = 0;
   std::uint64_t sent_bytes_ = 0;
   bool kicked_ = false;

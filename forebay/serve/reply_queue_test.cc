@@ -49,6 +49,17 @@ void run_on_loop(Make make) {
   (*on)->run();
 }
 
+std::unique_ptr<request_memory> make_request_memory(request_memory::options opts = {}) {
+  auto made = request_memory::create(opts);
+  FOREBAY_ASSERT(made.has_value());
+  return std::move(*made);
+}
+
+void append(reply_queue& q, const bytes& data, std::size_t n) {
+  ASSERT_TRUE(q.room({.iovecs = 1, .pins = 0, .bytes = n}));
+  q.append(data.data(), n);
+}
+
 task<> wait_until_idle(reply_queue& q) {
   while (!q.idle()) {
     co_await q.progress().wait_unless([&q]() noexcept { return q.idle(); });
@@ -89,9 +100,10 @@ bytes receive_slowly(int fd, std::size_t n, std::size_t step) {
 TEST(ReplyQueue, SendsWhatWasAppendedInOrder) {
   socket_pair s;
   run_on_loop([&](loop& on) -> task<> {
-    reply_queue q(on, s.ours.get());
+    auto own = make_request_memory();
+    reply_queue q(on, s.ours.get(), *own);
     EXPECT_TRUE(q.idle());
-    for (const char* text : {"one ", "two ", "three"}) q.append(to_bytes(text).data(), 4);
+    for (const char* text : {"one ", "two ", "three"}) append(q, to_bytes(text), 4);
     q.append(nullptr, 0);
     EXPECT_FALSE(q.idle());
     q.kick();
@@ -107,7 +119,8 @@ TEST(ReplyQueue, SendsWhatWasAppendedInOrder) {
 TEST(ReplyQueue, KickWithNothingToSendEnds) {
   socket_pair s;
   run_on_loop([&](loop& on) -> task<> {
-    reply_queue q(on, s.ours.get());
+    auto own = make_request_memory();
+    reply_queue q(on, s.ours.get(), *own);
     q.kick();
     EXPECT_FALSE(q.idle());
     co_await wait_until_idle(q);
@@ -143,16 +156,28 @@ TEST(ReplyQueue, ManyBatchesWithPartialSendsArriveWhole) {
     total = expected.size();
     std::thread peer([&] { received = receive_slowly(s.theirs.get(), total, 5000); });
     run_on_loop([&](loop& on) -> task<> {
-      reply_queue q(on, s.ours.get());
+      auto own = make_request_memory();
+      reply_queue q(on, s.ours.get(), *own);
       std::size_t at = 0;
       for (std::size_t i = 0; i < copies.size(); ++i) {
-        q.append(copies[i].data(), copies[i].size());
+        for (std::size_t from = 0; from < copies[i].size(); from += reply_queue::most.bytes) {
+          const std::size_t n = std::min(copies[i].size() - from, reply_queue::most.bytes);
+          while (!q.room({.iovecs = 1, .pins = 0, .bytes = n})) {
+            q.kick();
+            co_await q.next_progress();
+          }
+          q.append(copies[i].data() + from, n);
+        }
         if (i % 8 == 0 && at < pages.size()) {
+          while (!q.room({.iovecs = 1, .pins = 1, .bytes = 0})) {
+            q.kick();
+            co_await q.next_progress();
+          }
           q.append_pages({&pages[at++], 1}, 17, page_bytes - 17);
         }
         if (i == 100) q.kick();
       }
-      EXPECT_EQ(q.pinned_pages(), pages.size());
+      q.kick();
       co_await wait_until_idle(q);
       EXPECT_EQ(q.pinned_pages(), 0u);
       EXPECT_EQ(q.sent_bytes(), total);
@@ -171,7 +196,9 @@ TEST(ReplyQueue, PagesInOneCallAreCutAtBothEnds) {
   auto memory = make_arena();
   std::vector<page_ref> pages = make_pages(*memory, 3);
   run_on_loop([&](loop& on) -> task<> {
-    reply_queue q(on, s.ours.get());
+    auto own = make_request_memory();
+    reply_queue q(on, s.ours.get(), *own);
+    EXPECT_TRUE(q.room({.iovecs = 3, .pins = 3, .bytes = 0}));
     q.append_pages(pages, 4000, 96 + 4096 + 5);
     q.kick();
     co_await wait_until_idle(q);
@@ -188,14 +215,16 @@ TEST(ReplyQueue, PeerThatLeavesBreaksItAndFreesThePins) {
   auto memory = make_arena();
   const std::size_t free_before = memory->free_pages();
   run_on_loop([&](loop& on) -> task<> {
-    reply_queue q(on, s.ours.get());
+    auto own = make_request_memory();
+    reply_queue q(on, s.ours.get(), *own);
     std::vector<page_ref> pages = make_pages(*memory, 200);
+    EXPECT_TRUE(q.room({.iovecs = 200, .pins = 200, .bytes = 0}));
     q.append_pages(pages, 0, pages.size() * page_bytes);
     q.kick();
     co_await sleep_for(20'000'000);  // the socket's buffer is full now
     EXPECT_FALSE(q.idle());
-    const bytes more(20000);
-    q.append(more.data(), more.size());
+    const bytes more(10000);
+    append(q, more, more.size());
     s.theirs.reset();
     co_await wait_until_idle(q);
     EXPECT_TRUE(q.broken());
@@ -203,7 +232,7 @@ TEST(ReplyQueue, PeerThatLeavesBreaksItAndFreesThePins) {
     EXPECT_EQ(q.pinned_pages(), 0u);
     // What comes later is dropped at once.
     pages = make_pages(*memory, 2);
-    q.append(more.data(), more.size());
+    append(q, more, more.size());
     q.append_pages(pages, 0, 2 * page_bytes);
     q.kick();
     EXPECT_TRUE(q.idle());
@@ -216,13 +245,14 @@ TEST(ReplyQueue, IsFullWhileManyBatchesWait) {
   socket_pair s;
   std::thread peer;
   run_on_loop([&](loop& on) -> task<> {
-    reply_queue q(on, s.ours.get());
+    auto own = make_request_memory();
+    reply_queue q(on, s.ours.get(), *own);
     const bytes piece(4000);
     std::size_t total = 0;
-    q.append(piece.data(), piece.size());
+    append(q, piece, piece.size());
     q.kick();
     while (!q.full()) {
-      q.append(piece.data(), piece.size());
+      append(q, piece, piece.size());
       total += piece.size();
       EXPECT_LT(total, 4u << 20);
       if (total >= 4u << 20) break;
@@ -237,6 +267,95 @@ TEST(ReplyQueue, IsFullWhileManyBatchesWait) {
   peer.join();
 }
 
+// Without extra memory one batch does: more is refused while it is on its way, and only then.
+TEST(ReplyQueue, OneBatchIsEnoughToGoOn) {
+  socket_pair s;
+  const int small = 8192;
+  ::setsockopt(s.ours.get(), SOL_SOCKET, SO_SNDBUF, &small, sizeof small);
+  std::mt19937_64 rng(5);
+  const bytes sent = random_payload(rng, 1u << 20);
+  bytes received;
+  std::thread peer([&] { received = receive_slowly(s.theirs.get(), sent.size(), 7000); });
+  std::size_t refusals = 0;
+  run_on_loop([&](loop& on) -> task<> {
+    auto own = make_request_memory({.max_clients = 1, .extra_bytes_max = 0});
+    {
+      reply_queue q(on, s.ours.get(), *own);
+      for (std::size_t at = 0; at < sent.size();) {
+        const std::size_t n = std::min<std::size_t>(sent.size() - at, 1 + rng() % 16000);
+        while (!q.room({.iovecs = 1, .pins = 0, .bytes = n})) {
+          EXPECT_FALSE(q.idle());
+          ++refusals;
+          q.kick();
+          co_await q.next_progress();
+        }
+        q.append(sent.data() + at, n);
+        at += n;
+      }
+      q.kick();
+      co_await wait_until_idle(q);
+    }
+    EXPECT_EQ(own->statistics().extra_bytes, 0u);
+    co_return result<>{};
+  });
+  peer.join();
+  EXPECT_GT(refusals, 10u);
+  EXPECT_TRUE(received == sent);
+}
+
+TEST(ReceiveBuffer, GoesOnWithTheSmallOneWithoutExtraMemory) {
+  socket_pair s;
+  std::mt19937_64 rng(6);
+  const bytes sent = random_payload(rng, 1u << 20);
+  std::thread peer([&] { static_cast<void>(send_all(s.theirs.get(), sent)); });
+  std::size_t at = 0;
+  run_on_loop([&](loop&) -> task<> {
+    auto own = make_request_memory({.max_clients = 1, .extra_bytes_max = 0});
+    receive_buffer in(s.ours.get(), *own);
+    EXPECT_FALSE(in.can_hold(receive_buffer::small_bytes + 1));
+    while (at < sent.size()) {
+      const std::size_t n =
+          std::min<std::size_t>(sent.size() - at, 1 + rng() % receive_buffer::small_bytes);
+      EXPECT_TRUE(in.can_hold(n));
+      const result<> r = co_await in.fill(n);
+      EXPECT_TRUE(r);
+      if (!r) break;
+      EXPECT_EQ(std::memcmp(in.available().data(), sent.data() + at, n), 0) << at;
+      in.consume(n);
+      at += n;
+    }
+    co_return result<>{};
+  });
+  s.ours.reset();
+  peer.join();
+  EXPECT_EQ(at, sent.size());
+}
+
+TEST(ReceiveBuffer, GrowsForPayloadAndShrinksAfterIt) {
+  socket_pair s;
+  run_on_loop([&](loop&) -> task<> {
+    auto own = make_request_memory();
+    receive_buffer in(s.ours.get(), *own);
+    EXPECT_EQ(in.capacity(), receive_buffer::small_bytes);
+    const bytes lump(64u << 10);
+    EXPECT_TRUE(send_all(s.theirs.get(), lump));
+    EXPECT_TRUE(in.can_hold(lump.size()));
+    EXPECT_TRUE(co_await in.fill(lump.size()));
+    in.consume(lump.size());
+    EXPECT_EQ(in.capacity(), receive_buffer::large_bytes);
+    EXPECT_EQ(own->statistics().extra_bytes, receive_buffer::large_bytes);
+    const bytes little(28);
+    for (int i = 0; i < 100; ++i) {
+      EXPECT_TRUE(send_all(s.theirs.get(), little));
+      EXPECT_TRUE(co_await in.fill(little.size()));
+      in.consume(little.size());
+    }
+    EXPECT_EQ(in.capacity(), receive_buffer::small_bytes);
+    EXPECT_EQ(own->statistics().extra_bytes, 0u);
+    co_return result<>{};
+  });
+}
+
 TEST(ReceiveBuffer, FillsByteByByte) {
   socket_pair s;
   std::mt19937_64 rng(2);
@@ -246,7 +365,8 @@ TEST(ReceiveBuffer, FillsByteByByte) {
   });
   bytes got;
   run_on_loop([&](loop&) -> task<> {
-    receive_buffer in(s.ours.get());
+    auto memory = make_request_memory();
+    receive_buffer in(s.ours.get(), *memory);
     while (got.size() < sent.size()) {
       const result<> r = co_await in.fill(3);
       EXPECT_TRUE(r);
@@ -271,10 +391,12 @@ TEST(ReceiveBuffer, WrapsWithoutLosingAByte) {
   std::thread peer([&] { static_cast<void>(send_all(s.theirs.get(), sent)); });
   std::size_t at = 0;
   run_on_loop([&](loop&) -> task<> {
-    receive_buffer in(s.ours.get());
+    auto memory = make_request_memory();
+    receive_buffer in(s.ours.get(), *memory);
     while (at < sent.size()) {
-      std::size_t n = rng() % 3 == 0 ? 28 : 1 + rng() % receive_buffer::capacity;
+      std::size_t n = rng() % 3 == 0 ? 28 : 1 + rng() % receive_buffer::large_bytes;
       n = std::min(n, sent.size() - at);
+      EXPECT_TRUE(in.can_hold(n));
       const result<> r = co_await in.fill(n);
       EXPECT_TRUE(r);
       if (!r) break;
@@ -299,7 +421,8 @@ TEST(ReceiveBuffer, SkipsMoreThanItHolds) {
   sent.back() = std::byte{42};
   std::thread peer([&] { static_cast<void>(send_all(s.theirs.get(), sent)); });
   run_on_loop([&](loop&) -> task<> {
-    receive_buffer in(s.ours.get());
+    auto memory = make_request_memory();
+    receive_buffer in(s.ours.get(), *memory);
     EXPECT_TRUE(co_await in.skip(0));
     EXPECT_TRUE(co_await in.skip(sent.size() - 1));
     EXPECT_TRUE(co_await in.fill(1));
@@ -314,7 +437,8 @@ TEST(ReceiveBuffer, EndOfStreamInTheMiddle) {
   ASSERT_TRUE(send_all(s.theirs.get(), to_bytes("abc")));
   s.theirs.reset();
   run_on_loop([&](loop&) -> task<> {
-    receive_buffer in(s.ours.get());
+    auto memory = make_request_memory();
+    receive_buffer in(s.ours.get(), *memory);
     const result<> r = co_await in.fill(4);
     EXPECT_FALSE(r);
     EXPECT_EQ(r.error(), errc::end_of_stream);

@@ -26,11 +26,14 @@ result<std::unique_ptr<server>> server::create(const server_options& opts, memor
   server_options bounded = opts;
   bounded.max_clients = static_cast<unsigned>(
       std::min<std::size_t>(opts.max_clients, (*cache)->memory().page_count() / pin_share));
-  return std::unique_ptr<server>(new server(bounded, std::move(*cache)));
+  auto memory = request_memory::create({.max_clients = bounded.max_clients}, source);
+  if (!memory) return fail(memory.error());
+  return std::unique_ptr<server>(new server(bounded, std::move(*cache), std::move(*memory)));
 }
 
-server::server(const server_options& opts, std::unique_ptr<page_cache> cache)
-    : options_(opts), cache_(std::move(cache)) {}
+server::server(const server_options& opts, std::unique_ptr<page_cache> cache,
+               std::unique_ptr<request_memory> memory)
+    : options_(opts), memory_(std::move(memory)), cache_(std::move(cache)) {}
 
 server::~server() { FOREBAY_ASSERT(workers_.empty()); }
 
@@ -160,11 +163,15 @@ result<> server::shutdown(const std::function<void(std::uint64_t)>& progress) {
   return {};
 }
 
-nbd_export* server::find_export(const std::string& name) noexcept {
+nbd_export* server::find_export(std::string_view name) noexcept {
   if (name.empty() && !exports_.empty()) return exports_.front().get();
   const auto found = std::find_if(exports_.begin(), exports_.end(),
                                   [&](const auto& e) { return e->name() == name; });
   return found == exports_.end() ? nullptr : found->get();
+}
+
+nbd_export* server::export_at(std::size_t index) noexcept {
+  return index < exports_.size() ? exports_[index].get() : nullptr;
 }
 
 std::vector<nbd_export*> server::exports() {
@@ -181,18 +188,10 @@ std::size_t server::pin_allowance() const noexcept {
   return std::clamp<std::size_t>(pages / pin_share / clients, 1, pin_max_pages);
 }
 
-bool server::take_payload_budget(std::size_t bytes) noexcept {
-  // relaxed: a level; what it bounds is only memory.
-  if (waiting_payload_.fetch_add(bytes, std::memory_order_relaxed) + bytes <=
-      payload_budget_bytes) {
-    return true;
-  }
-  return_payload_budget(bytes);
-  return false;
-}
-
-void server::return_payload_budget(std::size_t bytes) noexcept {
-  waiting_payload_.fetch_sub(bytes, std::memory_order_relaxed);  // relaxed: as above
+std::size_t server::request_allowance() const noexcept {
+  // relaxed: as above.
+  const std::size_t clients = std::max(1u, clients_.load(std::memory_order_relaxed));
+  return memory_->limits().request_bytes_max / clients;
 }
 
 }  // namespace forebay

@@ -56,20 +56,20 @@ class server final : public connection_host {
   page_cache& cache() noexcept { return *cache_; }
 
   // connection_host
-  nbd_export* find_export(const std::string& name) noexcept override;
-  std::vector<nbd_export*> exports() override;
+  nbd_export* find_export(std::string_view name) noexcept override;
+  nbd_export* export_at(std::size_t index) noexcept override;
   std::string statistics_text() override;
+  request_memory& memory() noexcept override { return *memory_; }
   std::size_t pin_allowance() const noexcept override;
-  bool take_payload_budget(std::size_t bytes) noexcept override;
-  void return_payload_budget(std::size_t bytes) noexcept override;
+  std::size_t request_allowance() const noexcept override;
 
  private:
   class worker;
 
-  // Copies of write payload that waits, all clients together.
-  static constexpr std::size_t payload_budget_bytes = 16u << 20;
+  server(const server_options& opts, std::unique_ptr<page_cache> cache,
+         std::unique_ptr<request_memory> memory);
 
-  server(const server_options& opts, std::unique_ptr<page_cache> cache);
+  std::vector<nbd_export*> exports();
 
   bool client_arrived() noexcept;
   void client_left() noexcept;
@@ -85,6 +85,7 @@ class server final : public connection_host {
   task<> final_flush(std::error_code* outcome);
 
   const server_options options_;
+  std::unique_ptr<request_memory> memory_;
   std::unique_ptr<page_cache> cache_;
   std::vector<std::unique_ptr<nbd_export>> exports_;
   std::vector<unique_fd> listeners_;
@@ -96,7 +97,6 @@ class server final : public connection_host {
   std::atomic<std::uint64_t> clients_total_{0};
   std::atomic<std::uint64_t> clients_refused_{0};
   std::atomic<unsigned> next_worker_{0};
-  std::atomic<std::size_t> waiting_payload_{0};
   std::atomic<bool> stopping_{false};
 };
 

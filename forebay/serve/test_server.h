@@ -174,11 +174,9 @@ class raw_client {
     at.path = s.socket_path();
     auto socket = connect_to(at);
     FOREBAY_ASSERT(socket.has_value());
-    socket_ = std::move(*socket);
-    const timeval limit{20, 0};
-    ::setsockopt(socket_.get(), SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
-    ::setsockopt(socket_.get(), SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
+    use(std::move(*socket));
   }
+  explicit raw_client(unique_fd socket) { use(std::move(socket)); }
 
   int fd() const { return socket_.get(); }
   void close() { socket_.reset(); }
@@ -385,6 +383,13 @@ class raw_client {
   std::uint64_t chunks = 0;
 
  private:
+  void use(unique_fd socket) {
+    socket_ = std::move(socket);
+    const timeval limit{20, 0};
+    ::setsockopt(socket_.get(), SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
+    ::setsockopt(socket_.get(), SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
+  }
+
   unique_fd socket_;
   std::uint64_t next_cookie_ = 1;
 };

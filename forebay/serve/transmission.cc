@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <new>
 
 #include "forebay/base/cache_line.h"
 #include "forebay/serve/connection.h"
@@ -14,6 +13,8 @@ namespace {
 constexpr std::size_t whole_write_bytes = 64u << 10;
 // A read up to this many pages is answered at once if all of them are there.
 constexpr std::size_t at_once_pages = 64;
+// What a request that counts as short touches at most.
+constexpr std::size_t short_request_data_bytes = 12u << 10;
 // Requests of other kinds that are parsed before other connections have their turn.
 constexpr unsigned dispatches_in_turn = 256;
 
@@ -81,10 +82,8 @@ task<> connection::transmit() {
       if (!r) co_return r;
       arrived_ns_ = monotonic_clock::now_ns();
     }
-    while (out_.full()) {
-      out_.kick();
-      co_await out_.progress().wait_unless([this]() noexcept { return !out_.full(); });
-    }
+    // Room for what is answered at once, even if that is an error.
+    while (out_.full() || !out_.room(small_reply)) co_await next_chance();
     if (stopping_ || out_.broken()) co_return fail(errc::end_of_stream);
     const std::byte* at = in_.available().data();
     if (nbd::load<std::uint32_t>(at) != nbd::request_magic) co_return fail(errc::protocol);
@@ -111,6 +110,7 @@ bool connection::read_at_once(const nbd::request& r) {
       out_.pinned_pages() + reserved_pins_ + pages > host_.pin_allowance()) {
     return false;
   }
+  if (!out_.room(pages_reply(pages))) return false;
   std::array<page_ref, at_once_pages> pins;
   if (!session_.exported->space().try_pin(r.offset, r.length, pins)) return false;
   reply_pages(r, r.offset, r.length, {pins.data(), pages}, true);
@@ -121,7 +121,7 @@ bool connection::read_at_once(const nbd::request& r) {
 // anything else.
 bool connection::write_at_once(const nbd::request& r) {
   if (r.length == 0 || gate_closed_ || r.length > in_.available().size()) return false;
-  if (must_sync(r) || validate(r) != 0) return false;
+  if (must_sync(r) || validate(r) != 0 || !out_.room(small_reply)) return false;
   const std::span<const std::byte> data = in_.available().first(r.length);
   // What is written of a write that turns out to have to wait is written again: the same bytes.
   if (session_.exported->space().try_write(r.offset, data) != r.length) return false;
@@ -130,35 +130,63 @@ bool connection::write_at_once(const nbd::request& r) {
   return true;
 }
 
+// What the tasks of a request may take of the request memory.
+std::size_t connection::share_of(const nbd::request& r) noexcept {
+  const bool is_short = (r.what() == nbd::command::read || r.what() == nbd::command::write) &&
+                        r.length <= short_request_data_bytes;
+  return is_short ? request_memory::short_request_bytes : request_memory::long_request_bytes;
+}
+
+// Promises a request its memory. The first of a connection has it already, those beyond it share
+// with everybody's.
+bool connection::begin_request(const nbd::request& r) noexcept {
+  if (tasks_.running() >= max_tasks) return false;
+  const std::size_t after = request_bytes_ + share_of(r);
+  if (request_bytes_ != 0) {
+    if (shared_of(after) > host_.request_allowance()) return false;
+    if (!host_.memory().take_request_share(shared_of(after) - shared_of(request_bytes_))) {
+      return false;
+    }
+  }
+  request_bytes_ = after;
+  return true;
+}
+
+void connection::end_request(const nbd::request& r) noexcept {
+  const std::size_t after = request_bytes_ - share_of(r);
+  host_.memory().return_request_share(shared_of(request_bytes_) - shared_of(after));
+  request_bytes_ = after;
+}
+
 // Runs `work`, which ends with task_done(), as a task of its own; false without memory for that.
-bool connection::spawn(task<> work) {
+bool connection::spawn(task<> work) noexcept {
   session_.exported->in_flight().add(1);
   if (std::move(work).spawn(tasks_)) return true;
   session_.exported->in_flight().add(-1);
   return false;
 }
 
-void connection::task_done() noexcept {
+void connection::task_done(const nbd::request& r) noexcept {
   session_.exported->in_flight().add(-1);
+  end_request(r);
   out_.send_soon();
   task_ended_.wake_all();
 }
 
 // Error: the connection cannot go on.
 task<> connection::dispatch(nbd::request r) {
-  while (tasks_.running() >= max_tasks) {
-    out_.kick();
-    co_await task_ended_.wait_unless([this]() noexcept { return tasks_.running() < max_tasks; });
-  }
   if (r.what() == nbd::command::write) co_return co_await receive_write(r);
-  if (const int e = validate(r); e != 0) {
-    while (gate_closed_) co_await gate();
-    reply(r, {e, std::generic_category()});
-  } else if (!spawn(r.what() == nbd::command::read && r.length != 0 ? run_read(r)
-                                                                    : run_command(r))) {
-    while (gate_closed_) co_await gate();
-    reply(r, std::make_error_code(std::errc::not_enough_memory));
+  int e = validate(r);
+  if (e == 0) {
+    while (!begin_request(r)) co_await task_ended();
+    if (spawn(r.what() == nbd::command::read && r.length != 0 ? run_read(r) : run_command(r))) {
+      co_return result<>{};
+    }
+    end_request(r);
+    e = ENOMEM;
   }
+  while (!may_reply(small_reply)) co_await next_chance();
+  reply(r, {e, std::generic_category()});
   co_return result<>{};
 }
 
@@ -172,7 +200,7 @@ task<> connection::receive_write(nbd::request r) {
     const result<> skipped = co_await in_.skip(r.length);
     if (!skipped) co_return skipped;
     error = {e, std::generic_category()};
-  } else if (r.length > whole_write_bytes) {
+  } else if (r.length > whole_write_bytes || !in_.can_hold(r.length)) {
     const result<std::error_code> outcome = co_await write_streamed(r);
     if (!outcome) co_return fail(outcome.error());
     error = *outcome;
@@ -182,40 +210,46 @@ task<> connection::receive_write(nbd::request r) {
     address_space& space = session_.exported->space();
     const std::span<const std::byte> data = in_.available().first(r.length);
     const std::size_t done = space.try_write(r.offset, data);
-    const std::size_t left = r.length - done;
-    std::byte* copy = nullptr;
-    if (left != 0 && host_.take_payload_budget(left)) {
-      copy = new (std::nothrow) std::byte[left];
-      if (copy == nullptr) host_.return_payload_budget(left);
-    }
-    if (copy != nullptr) {
-      std::memcpy(copy, data.data() + done, left);
-      in_.consume(r.length);
-      if (spawn(write_waiting(r, copy, done))) co_return result<>{};
-      delete[] copy;
-      host_.return_payload_budget(left);
-      error = std::make_error_code(std::errc::not_enough_memory);
-    } else {
-      if (left != 0) {
-        const result<> written = co_await space.write(r.offset + done, data.subspan(done));
-        if (!written) error = written.error();
+    if (done != r.length) {
+      if (write_aside(r, data.subspan(done))) {
+        in_.consume(r.length);
+        co_return result<>{};
       }
-      in_.consume(r.length);
+      const result<> written = co_await space.write(r.offset + done, data.subspan(done));
+      if (!written) error = written.error();
     }
+    in_.consume(r.length);
   }
-  if (!spawn(finish_write(r, error))) {
-    while (gate_closed_) co_await gate();
-    reply(r, std::make_error_code(std::errc::not_enough_memory));
+  if (!error && r.length != 0 && must_sync(r)) {
+    while (!begin_request(r)) co_await task_ended();
+    if (spawn(finish_write(r, error))) co_return result<>{};
+    end_request(r);
+    error = std::make_error_code(std::errc::not_enough_memory);
   }
+  while (!may_reply(small_reply)) co_await next_chance();
+  reply(r, error);
   co_return result<>{};
 }
 
-// The rest of a write that could not be done at once; owns `copy`, its payload from `done` on.
-task<> connection::write_waiting(nbd::request r, std::byte* copy, std::size_t done) {
-  const std::unique_ptr<std::byte[]> owned(copy);
-  const std::size_t left = r.length - done;
-  const result<> written = co_await session_.exported->space().write(r.offset + done, {copy, left});
-  host_.return_payload_budget(left);
+// Has the end of a write, which must wait, done by a task of its own, with a copy of its payload;
+// false, and nothing happens, if there is no memory for that: then it is done where it is.
+bool connection::write_aside(const nbd::request& r, std::span<const std::byte> data) noexcept {
+  if (!begin_request(r)) return false;
+  void* const memory = host_.memory().allocate_extra(data.size());
+  if (memory != nullptr) {
+    auto* const copy = static_cast<std::byte*>(memory);
+    std::memcpy(copy, data.data(), data.size());
+    if (spawn(write_waiting(r, {copy, data.size()}))) return true;
+    host_.memory().free_extra(memory, data.size());
+  }
+  end_request(r);
+  return false;
+}
+
+// The end of a write that could not be done at once; owns `copy`, its payload.
+task<> connection::write_waiting(nbd::request r, std::span<std::byte> copy) {
+  const result<> written = co_await session_.exported->space().write(r.end() - copy.size(), copy);
+  host_.memory().free_extra(copy.data(), copy.size());
   // Not in the call: GCC 12 evaluates both sides of a conditional inside a co_await.
   std::error_code error;
   if (!written) error = written.error();
@@ -253,9 +287,9 @@ task<> connection::finish_write(nbd::request r, std::error_code error) {
     const result<> synced = co_await session_.exported->space().sync_range(r.offset, r.length);
     if (!synced) error = synced.error();
   }
-  while (gate_closed_) co_await gate();
+  while (!may_reply(small_reply)) co_await next_chance();
   reply(r, error);
-  task_done();
+  task_done(r);
   co_return result<>{};
 }
 

@@ -7,10 +7,15 @@
 #include "forebay/ring/registered_arena.h"
 
 namespace forebay {
+namespace {
+
+constexpr std::uint64_t memory_pause_ns = 10'000'000;  // before what had no memory is tried again
+
+}  // namespace
 
 // A client and its connection; ends itself.
 struct server::worker::client {
-  explicit client(server& s, loop& on, unique_fd socket) : conn(s, on, std::move(socket)) {}
+  client(server& s, loop& on, unique_fd socket) noexcept : conn(s, on, std::move(socket)) {}
   connection conn;
 };
 
@@ -18,10 +23,30 @@ struct server::worker::client {
 struct server::worker::assignment : completion {
   worker* self = nullptr;
   maker make;
+  timer again;
 };
 
+// Starts it, or tries again a moment later when there is no memory for it now.
+void server::worker::start_assignment(completion& c) noexcept {
+  auto& a = static_cast<assignment&>(c);
+  if (a.make().spawn(a.self->background_)) {
+    delete &a;
+    return;
+  }
+  a.again.deadline_ns = monotonic_clock::now_ns() + memory_pause_ns;
+  a.again.done = &a;
+  executor::current()->start(a.again);
+}
+
 task<> server::worker::run_then_signal(maker* work, std::shared_ptr<std::promise<void>> done) {
-  co_await (*work)();
+  for (;;) {
+    task<> attempt = (*work)();
+    if (attempt.has_frame()) {
+      co_await std::move(attempt);
+      break;
+    }
+    co_await sleep_for(memory_pause_ns);
+  }
   done->set_value();
   co_return result<>{};
 }
@@ -47,6 +72,7 @@ void server::worker::thread_main(std::promise<std::error_code>* ready, arena* me
     return;
   }
   loop_ = std::move(*made);
+  loop_->set_frames(&server_.memory());
   auto registered = registered_arena::create(*loop_, *memory);
   *unregistered = registered ? (*registered)->shortfall() : registered.error();
   if (!fds.empty()) {
@@ -64,14 +90,7 @@ void server::worker::run(maker make) {
   auto* a = new assignment;
   a->self = this;
   a->make = std::move(make);
-  a->completion::run = [](completion& c) noexcept {
-    auto& mine = static_cast<assignment&>(c);
-    if (!mine.make().spawn(mine.self->background_)) {
-      executor::current()->defer(mine);  // no memory now
-      return;
-    }
-    delete &mine;
-  };
+  a->completion::run = &start_assignment;
   loop_->post(*a);
 }
 
@@ -85,40 +104,51 @@ void server::worker::run_and_wait(maker make, const std::function<void()>& tick)
   }
 }
 
+// A socket that is on its way to a loop.
+struct server::worker::arrival : completion {
+  worker* self = nullptr;
+  unique_fd socket;
+};
+
 void server::worker::adopt(unique_fd socket) {
-  struct arrival : completion {
-    worker* self = nullptr;
-    unique_fd socket;
-  };
-  auto* a = new (std::nothrow) arrival;
-  if (a == nullptr) return server_.client_left();
+  request_memory& memory = server_.memory();
+  void* const raw = memory.allocate(sizeof(arrival));
+  if (raw == nullptr) return server_.client_left();
+  auto* a = new (raw) arrival;
   a->self = this;
   a->socket = std::move(socket);
   a->completion::run = [](completion& c) noexcept {
-    const std::unique_ptr<arrival> mine(static_cast<arrival*>(&c));
-    worker& w = *mine->self;
-    if (w.draining_) return w.server_.client_left();
-    client* made = nullptr;
-    try {
-      made = new client(w.server_, *w.loop_, std::move(mine->socket));
-    } catch (const std::bad_alloc&) {
-      return w.server_.client_left();
-    }
-    w.connections_.push_back(made->conn);
-    if (!w.serve_client(made).spawn(w.clients_)) {
-      delete made;
-      w.server_.client_left();
-    }
+    auto& mine = static_cast<arrival&>(c);
+    worker& w = *mine.self;
+    unique_fd its_socket = std::move(mine.socket);
+    mine.~arrival();
+    w.server_.memory().free(&mine, sizeof mine);
+    w.arrived(std::move(its_socket));
   };
   loop_->post(*a);
 }
 
-task<> server::worker::serve_client(client* c) {
-  co_await c->conn.run();
+void server::worker::arrived(unique_fd socket) noexcept {
+  if (draining_) return server_.client_left();
+  void* const raw = server_.memory().allocate(sizeof(client));
+  if (raw == nullptr) return server_.client_left();
+  auto* c = new (raw) client(server_, *loop_, std::move(socket));
+  if (!c->conn.usable()) return end_client(c);
+  connections_.push_back(c->conn);
+  if (!serve_client(c).spawn(clients_)) end_client(c);
+}
+
+void server::worker::end_client(client* c) noexcept {
   c->conn.link.unlink();
-  delete c;
+  c->~client();
+  server_.memory().free(c, sizeof *c);
   server_.client_left();
   client_left_.wake_all();
+}
+
+task<> server::worker::serve_client(client* c) {
+  co_await c->conn.run();
+  end_client(c);
   co_return result<>{};
 }
 
@@ -145,6 +175,7 @@ void server::worker::finish() {
   struct last_word : completion {
     worker* self = nullptr;
     task_group own;
+    timer again;
     std::shared_ptr<std::promise<void>> signal = std::make_shared<std::promise<void>>();
 
     static task<> wait(last_word* w) {
@@ -157,7 +188,10 @@ void server::worker::finish() {
   last.self = this;
   last.completion::run = [](completion& c) noexcept {
     auto& w = static_cast<last_word&>(c);
-    if (!last_word::wait(&w).spawn(w.own)) executor::current()->defer(w);  // no memory now
+    if (last_word::wait(&w).spawn(w.own)) return;
+    w.again.deadline_ns = monotonic_clock::now_ns() + memory_pause_ns;  // no memory now
+    w.again.done = &w;
+    executor::current()->start(w.again);
   };
   std::future<void> ended = last.signal->get_future();
   loop_->post(last);

@@ -48,11 +48,15 @@ class server::worker {
 
  private:
   struct assignment;
+  struct arrival;
   struct client;
 
   void thread_main(std::promise<std::error_code>* ready, arena* memory, std::vector<int> fds,
                    std::error_code* unregistered);
+  static void start_assignment(completion& c) noexcept;
+  void arrived(unique_fd socket) noexcept;
   task<> serve_client(client* c);
+  void end_client(client* c) noexcept;
   static task<> run_then_signal(maker* work, std::shared_ptr<std::promise<void>> done);
 
   server& server_;

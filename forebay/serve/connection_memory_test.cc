@@ -1,0 +1,243 @@
+// A connection whose memory fails at any moment: its client gets an answer or the end of the
+// connection, nothing hangs, nothing is leaked, and what follows is served.
+
+#include <atomic>
+#include <cstdlib>
+
+#include "forebay/serve/connection.h"
+#include "forebay/serve/test_server.h"
+
+namespace forebay {
+namespace {
+
+// Refuses chosen allocations.
+class failing_memory final : public request_memory {
+ public:
+  using request_memory::request_memory;
+
+  void* allocate(std::size_t n) noexcept override {
+    const std::uint64_t call = ++calls;
+    if (call == fail_at || (fail_every != 0 && call % fail_every == 0)) {
+      ++refused;
+      return nullptr;
+    }
+    return request_memory::allocate(n);
+  }
+
+  std::atomic<std::uint64_t> calls{0};
+  std::atomic<std::uint64_t> refused{0};
+  std::atomic<std::uint64_t> fail_at{0};
+  std::atomic<std::uint64_t> fail_every{0};
+};
+
+std::unique_ptr<failing_memory> make_memory(const request_memory::options& opts) {
+  auto parts = request_memory::make_parts(opts, memory_source::system());
+  FOREBAY_ASSERT(parts.has_value());
+  return std::make_unique<failing_memory>(std::move(*parts), opts);
+}
+
+// A server of one connection at a time, on a thread of its own.
+class one_client_host final : public connection_host {
+ public:
+  explicit one_client_host(const request_memory::options& opts = {}) : memory_(make_memory(opts)) {
+    auto cache = page_cache::create({.bytes = page_cache::min_bytes, .huge_pages = false});
+    FOREBAY_ASSERT(cache.has_value());
+    cache_ = std::move(*cache);
+    export_ = std::make_unique<nbd_export>(std::make_unique<memory_device>(image_bytes), *cache_,
+                                           named("disk"));
+  }
+
+  static constexpr std::uint64_t image_bytes = 16u << 20;
+
+  failing_memory& failing() { return *memory_; }
+
+  // Serves one connection while `work` speaks with it as its client.
+  template <typename Work>
+  void serve(Work work) {
+    int fds[2];
+    FOREBAY_ASSERT(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds) == 0);
+    unique_fd ours(fds[0]);
+    std::thread client([&] {
+      raw_client c(unique_fd{fds[1]});
+      work(c);
+    });
+    auto on = loop::create();
+    FOREBAY_ASSERT(on.has_value());
+    run(**on, std::move(ours));
+    client.join();
+  }
+
+  nbd_export* find_export(std::string_view name) noexcept override {
+    return name.empty() || name == "disk" ? export_.get() : nullptr;
+  }
+  nbd_export* export_at(std::size_t index) noexcept override {
+    return index == 0 ? export_.get() : nullptr;
+  }
+  std::string statistics_text() override {
+    if (statistics_fail) throw std::bad_alloc();
+    return std::string(100'000, 's');
+  }
+  request_memory& memory() noexcept override { return *memory_; }
+  std::size_t pin_allowance() const noexcept override { return 64; }
+  std::size_t request_allowance() const noexcept override {
+    return memory_->limits().request_bytes_max;
+  }
+
+  bool statistics_fail = false;
+
+ private:
+  struct start : completion {
+    one_client_host* self = nullptr;
+    loop* on = nullptr;
+    unique_fd socket;
+    task_group group;
+  };
+
+  static task<> serve_one(start* s) {
+    s->on->set_frames(s->self->memory_.get());
+    {
+      connection c(*s->self, *s->on, std::move(s->socket));
+      if (c.usable()) co_await c.run();
+    }
+    s->on->set_frames(nullptr);
+    s->on->stop();
+    co_return result<>{};
+  }
+
+  void run(loop& on, unique_fd socket) {
+    start s;
+    s.self = this;
+    s.on = &on;
+    s.socket = std::move(socket);
+    s.completion::run = [](completion& c) noexcept {
+      auto& me = static_cast<start&>(c);
+      FOREBAY_ASSERT(serve_one(&me).spawn(me.group));
+    };
+    on.post(s);
+    on.run();
+  }
+
+  std::unique_ptr<failing_memory> memory_;
+  std::unique_ptr<page_cache> cache_;
+  std::unique_ptr<nbd_export> export_;
+};
+
+// Asks for something of every kind. False once the connection has ended; every error is ENOMEM.
+bool use_everything(raw_client& c, const bytes& data) {
+  const auto good = [](std::uint32_t e) {
+    EXPECT_TRUE(e == 0 || e == ENOMEM || e == UINT32_MAX) << e;
+    return e != UINT32_MAX;
+  };
+  if (!c.greet() || c.outcome(nbd::option::list) == nbd::option_reply{}) return false;
+  if (c.outcome(nbd::option::statistics) == nbd::option_reply{}) return false;
+  c.structured = true;
+  if (c.outcome(nbd::option::structured_reply) != nbd::option_reply::ack) return false;
+  const auto contexts = raw_client::context_data("disk", {nbd::base_allocation});
+  if (c.outcome(nbd::option::set_meta_context, contexts) != nbd::option_reply::ack) return false;
+  if (c.outcome(nbd::option::go, raw_client::go_data("disk")) != nbd::option_reply::ack) {
+    return false;
+  }
+  const bytes page(data.begin(), data.begin() + page_bytes);
+  const bytes middle(data.begin(), data.begin() + 40'000);
+  constexpr std::uint64_t mib = 1u << 20;
+  return good(c.write(4 * mib, page)) && good(c.write(mib + 512, middle)) &&
+         good(c.write(2 * mib, data)) && good(c.write(3 * mib, page, nbd::flag_fua)) &&
+         good(c.call(nbd::command::read, 4 * mib, page_bytes)) &&
+         good(c.call(nbd::command::read, 8 * mib, page_bytes)) &&
+         good(c.call(nbd::command::read, 9 * mib, 2 * mib)) && good(c.flush()) &&
+         good(c.call(nbd::command::trim, 5 * mib, mib)) &&
+         good(c.call(nbd::command::write_zeroes, 6 * mib + 512, mib)) &&
+         good(c.call(nbd::command::cache, 12 * mib, mib)) &&
+         good(c.call(nbd::command::block_status, 0, 16 * mib));
+}
+
+void expect_service(one_client_host& host, const bytes& data) {
+  host.serve([&](raw_client& c) {
+    ASSERT_TRUE(c.go("disk", true));
+    EXPECT_EQ(c.write(1024, data), 0u);
+    EXPECT_EQ(c.flush(), 0u);
+    const auto back = c.read(1024, static_cast<std::uint32_t>(data.size()));
+    ASSERT_TRUE(back.has_value());
+    EXPECT_EQ(*back, data);
+  });
+}
+
+TEST(ConnectionMemory, AnyOneAllocationMayBeRefused) {
+  std::mt19937_64 rng(21);
+  const bytes data = random_payload(rng, 300'000);
+  one_client_host host;
+  failing_memory& memory = host.failing();
+  bool whole = false;
+  // Refusals late in the script are as those before them; not each is tried.
+  const std::uint64_t step = std::getenv("FOREBAY_STRESS") == nullptr ? 7 : 1;
+  for (std::uint64_t n = 1; !whole; n += n < 100 ? 1 : step) {
+    memory.calls = memory.refused = 0;
+    memory.fail_at = n;
+    host.serve([&](raw_client& c) { whole = use_everything(c, data) && memory.calls < n; });
+    EXPECT_EQ(memory.statistics().extra_bytes, 0u) << n;
+    EXPECT_EQ(memory.statistics().request_bytes, 0u) << n;
+    ASSERT_LT(n, 20'000u);
+    if (testing::Test::HasFailure()) FAIL() << "refused allocation " << n;
+  }
+  memory.fail_at = 0;
+  expect_service(host, data);
+}
+
+TEST(ConnectionMemory, EverySomanythAllocationMayBeRefused) {
+  std::mt19937_64 rng(22);
+  const bytes data = random_payload(rng, 300'000);
+  one_client_host host;
+  failing_memory& memory = host.failing();
+  for (std::uint64_t every = 2; every < 60; ++every) {
+    memory.calls = memory.refused = 0;
+    memory.fail_every = every;
+    host.serve([&](raw_client& c) { use_everything(c, data); });
+    EXPECT_GT(memory.refused, 0u);
+    EXPECT_EQ(memory.statistics().extra_bytes, 0u) << every;
+    if (testing::Test::HasFailure()) FAIL() << "every " << every;
+  }
+  memory.fail_every = 0;
+  expect_service(host, data);
+}
+
+TEST(ConnectionMemory, AClientsOwnShareIsEnough) {
+  std::mt19937_64 rng(23);
+  const bytes data = random_payload(rng, 300'000);
+  one_client_host host({.max_clients = 1, .request_bytes_max = 0, .extra_bytes_max = 0});
+  host.serve([&](raw_client& c) {
+    EXPECT_TRUE(use_everything(c, data));
+    // Many at once wait for each other.
+    constexpr std::uint64_t requests = 200;
+    std::thread sender([&] {
+      for (std::uint64_t i = 0; i < requests; ++i) {
+        EXPECT_TRUE(c.send(raw_client::request(nbd::command::read, i, i * 65536, 5 * page_bytes)));
+      }
+    });
+    std::vector<bool> answered(requests);
+    for (std::uint64_t left = requests; left != 0;) {
+      const auto a = c.receive_answer();
+      ASSERT_TRUE(a.has_value());
+      EXPECT_EQ(a->error, 0u);
+      if (!a->done) continue;
+      EXPECT_FALSE(answered[a->cookie]);
+      answered[a->cookie] = true;
+      --left;
+    }
+    sender.join();
+  });
+  EXPECT_EQ(host.failing().statistics().failures, 0u);
+}
+
+TEST(ConnectionMemory, StatisticsThatCannotBeMadeAreAnError) {
+  one_client_host host;
+  host.statistics_fail = true;
+  host.serve([&](raw_client& c) {
+    ASSERT_TRUE(c.greet());
+    EXPECT_EQ(c.outcome(nbd::option::statistics), nbd::option_reply::error_too_big);
+    EXPECT_EQ(c.outcome(nbd::option::go, raw_client::go_data("disk")), nbd::option_reply::ack);
+    EXPECT_EQ(c.flush(), 0u);
+  });
+}
+
+}  // namespace
+}  // namespace forebay
