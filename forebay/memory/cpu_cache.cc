@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <chrono>
 #include <new>
 #include <thread>
 #include <utility>
@@ -18,24 +19,31 @@ struct alignas(no_sharing_bytes) cpu_cache::slot_lock {
   mutex lock;
 };
 
-// Says that the call has a magazine in its hands. Sequentially consistent: who does not see it sees
-// what the call left behind.
+// Says that the call may have a magazine in its hands. Sequentially consistent: who does not see it
+// sees what the call left behind.
 class cpu_cache::hands {
  public:
-  explicit hands(cpu_cache& c) noexcept : cache_(c) { cache_.in_hands_.fetch_add(1); }
+  explicit hands(cpu_cache& c) noexcept : cache_(c) { cache_.in_hands_.fetch_add(one_more); }
   ~hands() { cache_.in_hands_.fetch_sub(1); }
   hands(const hands&) = delete;
   hands& operator=(const hands&) = delete;
 
+  // Whether the word tells of a call under way.
+  static bool any(std::uint64_t word) noexcept { return (word & 0xffff'ffff) != 0; }
+
  private:
+  static constexpr std::uint64_t one_more = (std::uint64_t{1} << 32) + 1;
+
   cpu_cache& cache_;
 };
 
 namespace {
 
-// How often a call that finds no item looks again because others have some in their hands: they are
-// done long before, unless they are kept from running.
-constexpr unsigned looks_max = 100;
+// How often a call that finds no item looks again because others have some in their hands. They are
+// done in a microsecond unless they are kept from running, which the later looks allow for.
+constexpr unsigned looks_max = 60;
+constexpr unsigned looks_in_haste = 20;
+constexpr std::chrono::microseconds look_pause{100};
 
 // relaxed: statistics, they order nothing.
 void count(std::atomic<std::uint64_t>& statistic, std::uint64_t n = 1) noexcept {
@@ -246,21 +254,37 @@ std::uint32_t cpu_cache::pop_directly() noexcept {
   return item;
 }
 
-// This CPU and the depot have nothing, or there is no slot: another CPU may have some.
+// This CPU and the depot have nothing, or there is no slot: another CPU may have some. If no call
+// had a magazine in its hands during the look and nobody popped an item, then items can only have
+// been added to places that were found empty, so at the start of the look none was free.
 std::uint32_t cpu_cache::pop_when_dry() noexcept {
   for (unsigned look = 0; look < looks_max; ++look) {
-    const bool others = in_hands_.load() != 0;
+    const std::uint64_t hands_before = in_hands_.load();
+    const std::uint64_t pops_before = loaded_pops();
     std::uint32_t item = pop_directly();
     if (item != none) return item;
     if (cached() != 0) {
       item = take_back();
       if (item != none) return item;
-    } else if (!others) {
+    } else if (!hands::any(hands_before) && loaded_pops() == pops_before &&
+               in_hands_.load() == hands_before) {
       return none;
     }
-    std::this_thread::yield();
+    if (look < looks_in_haste) {
+      std::this_thread::yield();
+    } else {
+      std::this_thread::sleep_for(look_pause);
+    }
   }
   return none;
+}
+
+std::uint64_t cpu_cache::loaded_pops() const noexcept {
+  std::uint64_t n = 0;
+  for (std::uint32_t i = 0; i < slot_count_; ++i) {
+    n += slots_[i].loaded.load(std::memory_order_acquire)->pops();  // acquire: see cached()
+  }
+  return n;
 }
 
 // Takes everything back, keeps one item for the caller.
@@ -513,10 +537,7 @@ std::uint64_t cpu_cache::cached() const noexcept {
 
 cpu_cache_statistics cpu_cache::statistics() const noexcept {
   cpu_cache_statistics s;
-  s.pops = read(pops_) + read(direct_pops_);
-  for (std::uint32_t i = 0; i < slot_count_; ++i) {
-    s.pops += slots_[i].loaded.load(std::memory_order_acquire)->pops();  // acquire: see cached()
-  }
+  s.pops = read(pops_) + read(direct_pops_) + loaded_pops();
   s.slow_pops = read(slow_pops_);
   s.refills = read(refills_);
   s.drains = read(drains_);

@@ -68,9 +68,9 @@ class alignas(no_sharing_bytes) cpu_cache {
   cpu_cache(const cpu_cache&) = delete;
   cpu_cache& operator=(const cpu_cache&) = delete;
 
-  // A free item. `none` when the backing list is empty and so were the caches when they were looked
-  // at, one after the other: items that others free and allocate during the look may be missed.
-  // After close() the backing list alone decides. Any thread.
+  // A free item. `none` when there was a moment at which no item was free. While other calls have
+  // free items in their hands, it looks again for some milliseconds before it gives up. After
+  // close() the backing list alone decides. Any thread.
   std::uint32_t pop() noexcept {
 #if FOREBAY_HAVE_RSEQ
     std::uint32_t item;
@@ -123,6 +123,7 @@ class alignas(no_sharing_bytes) cpu_cache {
   std::uint32_t pop_directly() noexcept;
   std::uint32_t pop_when_dry() noexcept FOREBAY_EXCLUDES(reclaim_lock_);
   std::uint32_t take_back() noexcept FOREBAY_EXCLUDES(reclaim_lock_);
+  std::uint64_t loaded_pops() const noexcept;
   bool replace(std::uint32_t slot, item_stack* expected, item_stack* replacement) noexcept;
   item_stack* unload(std::uint32_t slot) noexcept;
   void load(std::uint32_t slot, item_stack* m) noexcept;
@@ -172,9 +173,10 @@ class alignas(no_sharing_bytes) cpu_cache {
   item_stack* empty_ FOREBAY_GUARDED_BY(depot_lock_) = nullptr;  // those without
   std::uint32_t full_count_ FOREBAY_GUARDED_BY(depot_lock_) = 0;
   std::atomic<std::uint64_t> depot_items_{0};  // written under depot_lock_
-  // Calls that may have a magazine with items in their hands. Who finds no item looks again while
-  // there are some.
-  std::atomic<std::uint32_t> in_hands_{0};
+  // Calls that may have a magazine with items in their hands: how many there are in the low 32
+  // bits, and how many there have been in the others. Who finds no item looks again if there were
+  // some.
+  std::atomic<std::uint64_t> in_hands_{0};
 
   // Statistics of the slow paths: any thread, each orders nothing.
   std::atomic<std::uint64_t> pops_{0};  // of magazines that are not loaded any more
