@@ -60,24 +60,34 @@ std::uint64_t executor::until_next_timer_ns() const noexcept {
   return deadline <= now ? 0 : deadline - now;
 }
 
+void executor::take_posted() noexcept {
+  completion* batch = posted_.take_all();
+  if (batch != nullptr) ++batches_taken_;
+  while (batch != nullptr) {
+    completion* next = batch->next;
+    ready_.push(*batch);
+    batch = next;
+  }
+}
+
 void executor::run_ready(unsigned completions_max) noexcept {
   expire_timers();
+  take_posted();
   for (unsigned left = completions_max; left != 0;) {
+    if (deferred_.empty()) {
+      run_beside_deferred_ = 0;
+    } else if (ready_.empty() || run_beside_deferred_ >= deferral_max) {
+      run_beside_deferred_ = 0;
+      ready_.splice(deferred_);
+    }
     if (completion* c = ready_.pop()) {
       --left;
+      ++run_beside_deferred_;
       c->run(*c);
-      continue;
-    }
-    completion* batch = posted_.take_all();
-    if (batch != nullptr) ++batches_taken_;
-    for (completion* c = batch; c != nullptr;) {
-      completion* next = c->next;
-      ready_.push(*c);
-      c = next;
     }
     if (!ready_.empty()) continue;
-    if (deferred_.empty()) return;
-    ready_.splice(deferred_);
+    take_posted();
+    if (!busy()) return;
   }
 }
 

@@ -53,7 +53,8 @@ class executor {
   // Queues `c` to be run next.
   void ready_first(completion& c) noexcept { ready_.push_front(c); }
 
-  // Queues `c` to be run when nothing else is ready: the place to gather a batch.
+  // Queues `c` to be run when nothing else is ready, or deferral_max others have been run since:
+  // the place to gather a batch.
   void defer(completion& c) noexcept { deferred_.push(c); }
 
   // Queues `c` from any thread and wakes the executor if it sleeps. The executor must stay alive
@@ -84,9 +85,9 @@ class executor {
     executor* previous_;
   };
 
-  // One turn: runs everything that is ready, deferred or posted, and whatever that makes ready,
-  // until nothing is or `completions_max` have run. The bound lets timers expire and I/O go on
-  // beside work that never runs dry.
+  // One turn: runs everything that is ready, posted or deferred, and whatever that makes ready,
+  // until nothing is or `completions_max` have run. The bound lets timers expire, posts be taken
+  // and I/O go on beside work that never runs dry.
   void run_ready(unsigned completions_max = 1024) noexcept;
 
   // Whether a turn ended at its bound: the next one must come without sleeping.
@@ -99,14 +100,18 @@ class executor {
   std::uint64_t until_next_timer_ns() const noexcept;
 
  private:
+  static constexpr unsigned deferral_max = 64;
+
   void expire_timers() noexcept;
+  void take_posted() noexcept;
 
   completion_queue ready_;
   completion_queue deferred_;
   mutable intrusive_list<timer, &timer::link> timers_;  // the earliest first
   mpsc_stack<completion> posted_;
   frame_memory* frames_ = nullptr;
-  std::uint32_t batches_taken_ = 0;  // its own thread only; wraps round
+  unsigned run_beside_deferred_ = 0;  // completions since the first deferred one came
+  std::uint32_t batches_taken_ = 0;   // its own thread only; wraps round
 };
 
 // Lends a plain thread an executor: run_until() sleeps on a futex between completions.

@@ -97,6 +97,29 @@ TEST(Executor, ADeferredCompletionGathersWhatIsReadyBeforeIt) {
   EXPECT_EQ(batch, 100);
 }
 
+// Work that keeps the executor busy for ever holds up neither what others post nor what was
+// deferred.
+TEST(Executor, PostsAndDeferredOnesAreNotStarvedByWhatIsAlwaysReady) {
+  hand_executor e;
+  call again([&] { e.ready(again); });
+  call also([&] { e.ready(also); });
+  bool posted = false;
+  bool deferred = false;
+  call post([&] { posted = true; });
+  call defer([&] { deferred = true; });
+  e.ready(again);
+  e.ready(also);
+  e.run_ready(4);
+  e.post(post);
+  e.run_ready(4);
+  EXPECT_TRUE(posted);
+  e.defer(defer);
+  e.run_ready(4);
+  EXPECT_FALSE(deferred) << "it waits for a batch to gather";
+  for (int turn = 0; turn < 20; ++turn) e.run_ready(4);
+  EXPECT_TRUE(deferred);
+}
+
 TEST(Executor, AChainOfReadyCompletionsNeedsNoStack) {
   hand_executor e;
   int left = 100'000;
