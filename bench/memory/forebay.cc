@@ -2,9 +2,12 @@
 //
 // `floor` allocates nothing: an array of each thread's own. It shows what the loops and the
 // hand-over cost by themselves, and that no allocator can be faster.
+#include <malloc.h>
+
 #include <array>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
@@ -15,6 +18,7 @@
 #include "forebay/memory/arena.h"
 #include "forebay/memory/bitmap_list.h"
 #include "forebay/memory/buddy_list.h"
+#include "forebay/memory/buffer_pool.h"
 #include "forebay/memory/cached_list.h"
 #include "forebay/memory/lock_free_stack.h"
 #include "forebay/memory/locked_list.h"
@@ -80,6 +84,81 @@ made_subject make_list(std::size_t) {
   return std::make_unique<subject_runner<list_subject<List>>>();
 }
 
+// Buffers with their holders counted, as users have them.
+class pool_subject : public bulk_by_singles<pool_subject> {
+ public:
+  using item = buffer_ref;
+  // The pool's memory must outlive it.
+  explicit pool_subject(std::unique_ptr<arena> memory, std::unique_ptr<buffer_pool> pool)
+      : arena_(std::move(memory)), pool_(std::move(pool)) {}
+
+  item allocate() noexcept { return pool_->try_allocate(); }
+  void free(item&& i) noexcept { i.reset(); }  // NOLINT(*-rvalue-reference-param-not-moved)
+  static bool is_none(const item& i) noexcept { return !i; }
+  static void* memory(const item& i) noexcept { return i->data(); }
+
+ private:
+  std::unique_ptr<arena> arena_;
+  std::unique_ptr<buffer_pool> pool_;
+};
+
+// The same without handles, as rte_mempool gives them out.
+class raw_pool_subject {
+ public:
+  using item = buffer*;
+  explicit raw_pool_subject(std::unique_ptr<arena> memory, std::unique_ptr<buffer_pool> pool)
+      : arena_(std::move(memory)), pool_(std::move(pool)) {}
+
+  item allocate() noexcept { return pool_->try_allocate_raw(); }
+  void free(item i) noexcept { (void)pool_->free_raw(*i); }
+  static bool is_none(item i) noexcept { return i == nullptr; }
+  static void* memory(item i) noexcept { return i->data(); }
+  bool allocate_bulk(std::span<item> items) noexcept { return pool_->try_allocate_bulk_raw(items); }
+  void free_bulk(std::span<item> items) noexcept { (void)pool_->free_bulk_raw(items); }
+
+  // What another pool of `count` buffers takes: of the arena, headers, and everything on the heap,
+  // CPU caches in use included.
+  std::optional<double> overhead(std::size_t bytes, std::size_t count);
+
+ private:
+  std::unique_ptr<arena> arena_;
+  std::unique_ptr<buffer_pool> pool_;
+};
+
+constexpr std::size_t pool_buffers = 16383;  // as many as the peer's
+
+result<std::unique_ptr<buffer_pool>> make_buffers(arena& memory, std::size_t bytes,
+                                                  std::size_t count) {
+  return buffer_pool::create(
+      memory, {.name = "benchmark", .buffer_bytes = bytes, .count = count, .registry = nullptr});
+}
+
+std::optional<double> raw_pool_subject::overhead(std::size_t bytes, std::size_t count) {
+  const auto used = [this] {
+    const struct mallinfo2 heap = mallinfo2();
+    return heap.uordblks + heap.hblkhd + page_bytes * (arena_->page_count() - arena_->free_pages());
+  };
+  const std::size_t before = used();
+  auto pool = make_buffers(*arena_, bytes, count);
+  if (!pool) return std::nullopt;
+  std::vector<buffer*> all(count);
+  const std::size_t own = all.capacity() * sizeof(buffer*);
+  if (!(*pool)->try_allocate_bulk_raw(all)) return std::nullopt;
+  for (buffer* b : all) (void)(*pool)->free_raw(*b);
+  const std::size_t headers = (*pool)->index_limit() * sizeof(buffer);
+  return static_cast<double>(used() - own - before + headers) / static_cast<double>(count) -
+         static_cast<double>(bytes);
+}
+
+template <typename S>
+made_subject make_pool(std::size_t bytes) {
+  auto memory = arena::create({.bytes = arena_bytes});
+  if (!memory) return std::unexpected(memory.error().message());
+  auto pool = make_buffers(**memory, bytes, pool_buffers);
+  if (!pool) return std::unexpected(pool.error().message());
+  return std::make_unique<subject_runner<S>>(std::move(*memory), std::move(*pool));
+}
+
 // An object that its constructor leaves as it is.
 template <std::size_t Bytes>
 struct block {
@@ -142,6 +221,8 @@ std::vector<subject_entry> subjects() {
     return std::make_unique<subject_runner<floor_subject>>();
   };
   return {{.name = "floor", .make = make_floor},
+          {.name = "pool", .make = make_pool<pool_subject>},
+          {.name = "raw_pool", .make = make_pool<raw_pool_subject>},
           {.name = "slab", .make = make_slab},
           {.name = "locked", .make = make_list<locked_list>},
           {.name = "lock_free_stack", .make = make_list<lock_free_list>},

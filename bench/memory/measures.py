@@ -106,8 +106,19 @@ def lists():
 
 def pool():
     """Buffers of 2 KiB from a pool of fixed size."""
-    subjects = (FLOOR, MEMPOOL, *MALLOCS)
-    return Family("pool", "buffers of 2 KiB", 2048, subjects, measures("pool", lambda _: []))
+    ours = (Subject("forebay", OURS, "pool"), Subject("forebay raw", OURS, "raw_pool"))
+
+    def aims_of(name):
+        for s in ours:
+            if name in ("pair", "out32", "churn"):
+                yield Aim(s.name, 0.75, ("rte_mempool",))
+            elif name.startswith("2t-"):
+                yield Aim(s.name, 0.6, ("rte_mempool",))
+                yield Aim(s.name, 1.15, own_measure="pool-" + name.removeprefix("2t-"))
+            elif name == "cross":
+                yield Aim(s.name, 1.0, ("rte_mempool",))
+
+    return Family("pool", "buffers of 2 KiB", 2048, (FLOOR, MEMPOOL, *ours, *MALLOCS), measures("pool", aims_of))
 
 
 FAMILIES = (pool(), lists(), slab(64), slab(256), slab(1024), slab(4096))
@@ -127,6 +138,8 @@ class Overhead:
 
 
 OVERHEADS = (
+    Overhead("overhead-pool", "a pool of 65,535 buffers of 2 KiB", 2048, 65535,
+             (MEMPOOL, Subject("forebay raw", OURS, "raw_pool")), 32 + 16),
     Overhead("overhead-slab256", "200,000 objects of 256 bytes, all in use", 256, 200_000,
              (*MALLOCS, Subject("forebay slab", OURS, "slab")), 0.03 * 256),
 )
