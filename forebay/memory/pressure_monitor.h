@@ -50,14 +50,14 @@ struct pressure_statistics {
 class pressure_monitor {
  public:
   struct options {
-    std::string root;  // below which /proc and /sys are looked for; for tests
+    std::string root = {};  // below which /proc and /sys are looked for; for tests
     std::uint64_t floor_bytes = 4u << 20;
     std::uint64_t calm_ns = 2'000'000'000;  // see pressure_governor
     psi_trigger some = {.full = false, .stall_us = 150'000, .window_us = 1'000'000};
     psi_trigger full = {.full = true, .stall_us = 100'000, .window_us = 1'000'000};
     // Called when the arena's limit has changed, with the new one: its capacity if there is none.
     // By create() for the first, and by the monitor's thread.
-    std::function<void(std::uint64_t limit_bytes)> limit_changed;
+    std::function<void(std::uint64_t limit_bytes)> limit_changed = {};
   };
 
   // Opens the sources and limits the arena to what there is now; a source that is not to be had is

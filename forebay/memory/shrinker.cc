@@ -40,6 +40,7 @@ shrinker* shrinker_registry::next(shrinker* after) noexcept {
 }
 
 void shrinker_registry::ask(shrinker& s, unsigned priority, request& r) noexcept {
+  if (s.stopped_) return;
   const std::uint64_t count = s.count_bytes();
   if (count == 0) return;
   const unsigned seeks = s.options_.seeks;
@@ -58,6 +59,7 @@ void shrinker_registry::ask(shrinker& s, unsigned priority, request& r) noexcept
     r.freed_bytes += got.freed_bytes;
     scanned += now;
     left -= now;
+    s.stopped_ = got.stop;
     if (got.stop) break;
   }
   const std::uint64_t due = before + share;
@@ -68,6 +70,7 @@ std::uint64_t shrinker_registry::shrink(std::uint64_t wanted_bytes, shrink_goal 
                                         const std::stop_token& stop) noexcept {
   const scoped_lock mine(turn_);
   request r{.wanted_bytes = wanted_bytes, .goal = goal, .stop = stop};
+  for (shrinker* s = next(nullptr); s != nullptr; s = next(s)) s->stopped_ = false;
   for (unsigned priority = lowest_priority; !r.done(); --priority) {
     for (shrinker* s = next(nullptr); s != nullptr && !r.done(); s = next(s)) {
       ask(*s, priority, r);

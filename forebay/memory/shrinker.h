@@ -71,7 +71,7 @@ class shrinker {
  protected:
   struct scan_result {
     std::uint64_t freed_bytes = 0;
-    bool stop = false;  // nothing more to be had at present
+    bool stop = false;  // nothing more to be had at present: not asked again in this shrink()
   };
 
  private:
@@ -85,7 +85,8 @@ class shrinker {
 
   const options options_;
   list_node link_;                    // guarded by the registry's lock_
-  std::uint64_t deferred_bytes_ = 0;  // guarded by the registry's turn_
+  std::uint64_t deferred_bytes_ = 0;  // guarded by the registry's turn_, as is the next
+  bool stopped_ = false;
   std::atomic<std::uint64_t> calls_{0};
   std::atomic<std::uint64_t> scanned_{0};
   std::atomic<std::uint64_t> freed_{0};
