@@ -36,12 +36,14 @@ double percent(std::uint64_t part, std::uint64_t whole) {
   return whole == 0 ? 0.0 : 100.0 * static_cast<double>(part) / static_cast<double>(whole);
 }
 
-// The largest first; names from a to z.
+// The largest first, equal ones and names from a to z.
 void sort_caches(json& caches, const std::string& sort_by) {
   const std::string& key = sort_keys.at(sort_by);
-  std::stable_sort(caches.begin(), caches.end(), [&](const json& a, const json& b) {
-    if (key == "name") return a[key].get<std::string>() < b[key].get<std::string>();
-    return number(a, key.c_str()) > number(b, key.c_str());
+  std::sort(caches.begin(), caches.end(), [&](const json& a, const json& b) {
+    if (key != "name" && number(a, key.c_str()) != number(b, key.c_str())) {
+      return number(a, key.c_str()) > number(b, key.c_str());
+    }
+    return a["name"].get<std::string>() < b["name"].get<std::string>();
   });
 }
 
