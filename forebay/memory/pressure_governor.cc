@@ -34,10 +34,16 @@ std::uint64_t pressure_governor::allowed_bytes(const look& l) const noexcept {
   return std::min(static_cast<std::uint64_t>(all), options_.capacity_bytes);
 }
 
+// Whether the last share that was taken has had its effect.
+bool pressure_governor::is_settled(const look& l) const noexcept {
+  return l.committed_bytes <= limit_ && l.now_ns - shared_ns_ >= options_.settle_ns;
+}
+
 std::uint64_t pressure_governor::decide(const look& l) noexcept {
   const std::uint64_t allowed = allowed_bytes(l);
   std::uint64_t wanted = std::min(limit_, allowed);
-  if (l.event != memory_pressure::none) {
+  if (l.event != memory_pressure::none && is_settled(l)) {
+    shared_ns_ = l.now_ns;
     const std::uint64_t have = std::min(limit_, l.committed_bytes);
     const std::uint64_t share =
         have / (l.event == memory_pressure::critical ? critical_share : moderate_share);

@@ -11,9 +11,10 @@
 // Down it goes at once, by what is known or else by a share. Known: the groups of os/cgroup.h say
 // what is left; then the arena may have what it has and that, less a margin. Not known: an event
 // (os/pressure.h) says that somebody is short; then it gives a sixteenth, or a quarter when it is
-// critical, and if the events go on, again. Up it goes in sixteenths of the capacity, as far as is
-// known to be allowed, once there has been no pressure for `calm_ns`: memory that is short for a
-// reason that cannot be seen is found out about by asking for a little more.
+// critical, and again if the events go on after that has shown its effect. Up it goes in sixteenths
+// of the capacity, as far as is known to be allowed, once there has been no pressure for `calm_ns`:
+// memory that is short for a reason that cannot be seen is found out about by asking for a little
+// more.
 //
 // A value without locks; its user guards it.
 #pragma once
@@ -34,6 +35,9 @@ class pressure_governor {
     std::uint64_t unit_bytes = 2u << 20;    // limits below the capacity are multiples of this
     std::uint64_t calm_ns = 2'000'000'000;  // without pressure, before it may grow
     std::uint64_t growth_ns = 200'000'000;  // from one step to the next
+    // From one share to the next: what is given back is free a little later, and until then
+    // whoever is short goes on to say so.
+    std::uint64_t settle_ns = 50'000'000;
   };
 
   // What there is to be seen at one moment.
@@ -73,11 +77,13 @@ class pressure_governor {
   static constexpr std::uint64_t growth_share = 16;
 
   std::uint64_t in_bounds(std::uint64_t bytes) const noexcept;
+  bool is_settled(const look& l) const noexcept;
 
   options options_;
   std::uint64_t limit_;
   bool pressed_ = false;          // ever
   std::uint64_t pressed_ns_ = 0;  // last time
+  std::uint64_t shared_ns_ = 0;   // when an event last took a share
   std::uint64_t grown_ns_ = 0;
 };
 

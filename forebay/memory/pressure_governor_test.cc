@@ -87,6 +87,18 @@ TEST(PressureGovernor, AnEventTakesAShareAndMoreTakeMore) {
   EXPECT_EQ(w.governor.limit_bytes(), 8 * mebibyte) << "down to the floor, by a chunk at least";
 }
 
+TEST(PressureGovernor, AnEventIsNotTakenTwiceForTheSameShortage) {
+  world w;
+  w.look(memory_pressure::critical);
+  const std::uint64_t once = w.governor.limit_bytes();
+  w.now -= 45 * ms;
+  EXPECT_EQ(w.look(memory_pressure::critical), once) << "what was given back shows no effect yet";
+  w.held = capacity;
+  EXPECT_EQ(w.look(memory_pressure::critical), once) << "it has not been given back yet";
+  EXPECT_TRUE(w.governor.is_tense(w.now));
+  EXPECT_LT(w.look(memory_pressure::critical), once);
+}
+
 TEST(PressureGovernor, TheShareIsOfWhatThereIsNotOfWhatThereMightBe) {
   world w;
   w.held = 64 * mebibyte;

@@ -31,6 +31,7 @@ pressure_monitor::pressure_monitor(arena& memory, shrinker_registry& shrinkers, 
     : memory_(memory),
       shrinkers_(shrinkers),
       options_(std::move(opts)),
+      statm_(options_.root + "/proc/self/statm"),
       charged_(memory.backing() == page_backing::huge_transparent ||
                memory.backing() == page_backing::ordinary),
       sources_(std::move(sources)),
@@ -97,7 +98,7 @@ pressure_governor::look pressure_monitor::look(memory_pressure event) const {
   l.committed_bytes = memory_.committed_bytes();
   // What of the arena has been touched is not known, but it is no more than all that the process
   // has.
-  l.resident_bytes = std::min(l.committed_bytes, anonymous_bytes(options_.root));
+  l.resident_bytes = std::min(l.committed_bytes, anonymous_bytes(statm_.c_str()));
   if (group_ && charged_) l.room = group_->tightest();
   l.event = event;
   return l;

@@ -14,6 +14,8 @@
 // shrinkers are asked for frames up to the high one, so that those who cannot wait or evict find
 // some.
 //
+// The thread takes nothing from the heap: there may be nothing to be had.
+//
 // Locks: lock_ guards what statistics() shows and is a leaf. The thread holds none of it while it
 // shrinks. Any thread may call any member.
 #pragma once
@@ -101,6 +103,7 @@ class pressure_monitor {
   arena& memory_;
   shrinker_registry& shrinkers_;
   const options options_;
+  const std::string statm_;
   const bool charged_;  // the arena's memory counts for the process's group
   std::optional<memory_cgroup> group_;
   std::vector<std::string> source_names_;

@@ -219,6 +219,7 @@ TEST_F(PressureMonitorTest, AnEventTakesAShare) {
   EXPECT_GT(moderate, capacity_ * 7 / 8);
   EXPECT_LE(arena_->committed_bytes(), moderate);
   events(4, 4);
+  std::this_thread::sleep_for(std::chrono::milliseconds(60));
   monitor_->run_once(0);
   EXPECT_LT(monitor_->statistics().limit_bytes, moderate * 3 / 4 + mebibyte);
   EXPECT_LE(arena_->committed_bytes(), monitor_->statistics().limit_bytes);

@@ -1,12 +1,19 @@
 #include "forebay/os/cgroup.h"
 
+#include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
+#include <charconv>
 #include <fstream>
+#include <span>
 #include <sstream>
+#include <string_view>
 #include <utility>
+
+#include "forebay/os/fd.h"
 
 namespace forebay {
 namespace {
@@ -14,7 +21,7 @@ namespace {
 // v1 has no word for "no limit": it says the largest multiple of a page below 2^63.
 constexpr std::uint64_t unlimited_from = std::uint64_t{1} << 62;
 
-struct files {
+struct file_names {
   const char* usage;
   const char* hard_limit;
   const char* soft_limit;
@@ -22,22 +29,45 @@ struct files {
   const char* active_file;
 };
 
-constexpr files v1_files = {"/memory.usage_in_bytes", "/memory.limit_in_bytes",
-                            "/memory.soft_limit_in_bytes", "total_inactive_file",
-                            "total_active_file"};
-constexpr files v2_files = {"/memory.current", "/memory.max", "/memory.high", "inactive_file",
-                            "active_file"};
+constexpr file_names v1_files = {"/memory.usage_in_bytes", "/memory.limit_in_bytes",
+                                 "/memory.soft_limit_in_bytes", "total_inactive_file",
+                                 "total_active_file"};
+constexpr file_names v2_files = {"/memory.current", "/memory.max", "/memory.high", "inactive_file",
+                                 "active_file"};
 
-constexpr const files& files_of(cgroup_version v) noexcept {
+constexpr const file_names& files_of(cgroup_version v) noexcept {
   return v == cgroup_version::v1 ? v1_files : v2_files;
 }
 
-// The number in a file of one value; none if there is no such file or it says "max".
-std::optional<std::uint64_t> read_number(const std::string& path) {
-  std::ifstream in(path);
+// Reads the front of a small file into `buffer`; empty if it cannot be read.
+std::string_view read_text(const char* path, std::span<char> buffer) noexcept {
+  const unique_fd fd(::open(path, O_RDONLY | O_CLOEXEC));
+  if (!fd) return {};
+  const ssize_t n = ::read(fd.get(), buffer.data(), buffer.size());
+  return {buffer.data(), n > 0 ? static_cast<std::size_t>(n) : 0};
+}
+
+// Takes the next word of a text off its front; empty at the end.
+std::string_view next_word(std::string_view& text) noexcept {
+  constexpr const char* space = " \t\n";
+  text.remove_prefix(std::min(text.size(), text.find_first_not_of(space)));
+  const std::string_view word = text.substr(0, text.find_first_of(space));
+  text.remove_prefix(word.size());
+  return word;
+}
+
+std::optional<std::uint64_t> number_of(std::string_view word) noexcept {
   std::uint64_t value = 0;
-  if (!(in >> value)) return std::nullopt;
+  const auto [end, error] = std::from_chars(word.data(), word.data() + word.size(), value);
+  if (error != std::errc{}) return std::nullopt;
   return value;
+}
+
+// The number in a file of one value; none if there is no such file or it says "max".
+std::optional<std::uint64_t> read_number(const char* path) noexcept {
+  std::array<char, 64> buffer{};
+  std::string_view text = read_text(path, buffer);
+  return number_of(next_word(text));
 }
 
 bool exists(const std::string& path) noexcept {
@@ -151,53 +181,68 @@ result<memory_cgroup> memory_cgroup::find(const std::string& root) {
   return fail(ENOENT);
 }
 
-std::uint64_t memory_cgroup::limit_of(const std::string& directory) const {
-  const files& names = files_of(version_);
-  const std::uint64_t limit =
-      std::min(read_number(directory + names.hard_limit).value_or(UINT64_MAX),
-               read_number(directory + names.soft_limit).value_or(UINT64_MAX));
+memory_cgroup::memory_cgroup(cgroup_version version, std::vector<std::string> directories)
+    : version_(version), directories_(std::move(directories)) {
+  const file_names& names = files_of(version_);
+  for (const std::string& d : directories_) {
+    files_.push_back({.usage = d + names.usage,
+                      .hard_limit = d + names.hard_limit,
+                      .soft_limit = d + names.soft_limit,
+                      .stat = d + "/memory.stat"});
+  }
+}
+
+std::uint64_t memory_cgroup::limit_of(const files& f) noexcept {
+  const std::uint64_t limit = std::min(read_number(f.hard_limit.c_str()).value_or(UINT64_MAX),
+                                       read_number(f.soft_limit.c_str()).value_or(UINT64_MAX));
   return limit >= unlimited_from ? UINT64_MAX : limit;
 }
 
-memory_room memory_cgroup::room_of(const std::string& directory) const {
+memory_room memory_cgroup::room_of(const files& f) const noexcept {
   memory_room room;
-  room.limit_bytes = limit_of(directory);
+  room.limit_bytes = limit_of(f);
   if (room.limit_bytes == UINT64_MAX) return room;
-  const files& names = files_of(version_);
-  room.usage_bytes = read_number(directory + names.usage).value_or(0);
-  std::ifstream in(directory + "/memory.stat");
-  std::string key;
-  for (std::uint64_t value = 0; in >> key >> value;) {
-    if (key == names.inactive_file || key == names.active_file) room.file_bytes += value;
+  room.usage_bytes = read_number(f.usage.c_str()).value_or(0);
+  std::array<char, 8192> buffer{};
+  std::string_view text = read_text(f.stat.c_str(), buffer);
+  const file_names& names = files_of(version_);
+  for (;;) {
+    const std::string_view key = next_word(text);
+    const std::string_view value = next_word(text);
+    if (value.empty()) break;
+    if (key == names.inactive_file || key == names.active_file) {
+      room.file_bytes += number_of(value).value_or(0);
+    }
   }
   return room;
 }
 
-std::optional<memory_room> memory_cgroup::tightest() const {
+std::optional<memory_room> memory_cgroup::tightest() const noexcept {
   std::optional<memory_room> least;
-  for (const std::string& directory : directories_) {
-    const memory_room room = room_of(directory);
+  for (const files& f : files_) {
+    const memory_room room = room_of(f);
     if (room.limit_bytes == UINT64_MAX) continue;
     if (!least || room.headroom_bytes() < least->headroom_bytes()) least = room;
   }
   return least;
 }
 
-std::uint64_t memory_cgroup::limit_bytes() const {
+std::uint64_t memory_cgroup::limit_bytes() const noexcept {
   std::uint64_t limit = UINT64_MAX;
-  for (const std::string& directory : directories_) limit = std::min(limit, limit_of(directory));
+  for (const files& f : files_) limit = std::min(limit, limit_of(f));
   return limit;
 }
 
-std::uint64_t anonymous_bytes(const std::string& root) {
+std::uint64_t anonymous_bytes(const char* statm) noexcept {
   // All of it, what is resident, and of that what belongs to files or is shared; in pages
   // (proc(5)).
-  std::ifstream in(root + "/proc/self/statm");
-  std::uint64_t size = 0;
-  std::uint64_t resident = 0;
-  std::uint64_t shared = 0;
-  if (!(in >> size >> resident >> shared)) return UINT64_MAX;
-  return (resident - std::min(resident, shared)) *
+  std::array<char, 128> buffer{};
+  std::string_view text = read_text(statm, buffer);
+  next_word(text);
+  const auto resident = number_of(next_word(text));
+  const auto shared = number_of(next_word(text));
+  if (!resident || !shared) return UINT64_MAX;
+  return (*resident - std::min(*resident, *shared)) *
          static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
 }
 

@@ -49,26 +49,36 @@ class memory_cgroup {
 
   // The group on the way up that has the least left, limits being memory.max and memory.high, or
   // memory.limit_in_bytes and memory.soft_limit_in_bytes. None if no group has a limit.
-  std::optional<memory_room> tightest() const;
+  // Takes no memory from the heap.
+  std::optional<memory_room> tightest() const noexcept;
 
   // The smallest limit on the way up; UINT64_MAX if there is none.
-  std::uint64_t limit_bytes() const;
+  std::uint64_t limit_bytes() const noexcept;
 
   static constexpr std::size_t max_depth = 16;
 
  private:
-  memory_cgroup(cgroup_version version, std::vector<std::string> directories) noexcept
-      : version_(version), directories_(std::move(directories)) {}
+  // The files of one group.
+  struct files {
+    std::string usage;
+    std::string hard_limit;
+    std::string soft_limit;
+    std::string stat;
+  };
 
-  std::uint64_t limit_of(const std::string& directory) const;
-  memory_room room_of(const std::string& directory) const;
+  memory_cgroup(cgroup_version version, std::vector<std::string> directories);
+
+  static std::uint64_t limit_of(const files& f) noexcept;
+  memory_room room_of(const files& f) const noexcept;
 
   cgroup_version version_;
   std::vector<std::string> directories_;
+  std::vector<files> files_;  // of each
 };
 
 // Bytes of anonymous memory that this process has in memory, reserved huge pages not among them;
 // UINT64_MAX if that cannot be read. A few pages too many or too few: the kernel counts by CPU.
-std::uint64_t anonymous_bytes(const std::string& root = "");
+// Takes no memory from the heap.
+std::uint64_t anonymous_bytes(const char* statm = "/proc/self/statm") noexcept;
 
 }  // namespace forebay
