@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cstring>
 
 #include "forebay/base/cache_line.h"
 
@@ -99,15 +100,35 @@ void address_space::remove_page(page& p) noexcept {
   put_page(p);  // the index's reference; the caller's is left
 }
 
-bool address_space::evict(page& p) noexcept {
+bool address_space::evict(page& p, std::uint32_t holders) noexcept {
   const scoped_lock hold(lock_);
-  if (!owns(p) || !p.refs.freeze(1)) return false;
+  if (!owns(p) || !p.refs.freeze(holders)) return false;
   if (p.test(page_dirty | page_writeback | page_locked)) {
-    p.refs.set(1);
+    p.refs.set(holders);
     return false;
   }
   index_.erase(p.index.load(std::memory_order_relaxed));  // relaxed: frozen
   p.owner.store(nullptr, std::memory_order_relaxed);      // relaxed: nobody can take a reference
+  return true;
+}
+
+bool address_space::move(page& p, std::uint32_t holders, page& fresh) noexcept {
+  constexpr std::uint32_t kept =
+      page_uptodate | page_dirty | page_error | page_referenced | page_private | page_zero;
+  const scoped_lock hold(lock_);
+  if (!owns(p) || !p.refs.freeze(holders)) return false;
+  // Frozen, it is nobody's: no flag changes and no byte of the data.
+  if (p.test(page_writeback | page_locked) || !move_buffers(p, fresh)) {
+    p.refs.set(holders);
+    return false;
+  }
+  std::memcpy(fresh.data(), p.data(), page_bytes);
+  const std::uint64_t index = p.index.load(std::memory_order_relaxed);  // relaxed: frozen
+  fresh.set(p.flags.load(std::memory_order_relaxed) & kept);            // relaxed: frozen
+  fresh.index.store(index, std::memory_order_relaxed);  // relaxed: published with the owner
+  fresh.owner.store(this, std::memory_order_release);   // release: pairs with find and owns
+  index_.replace(index, fresh);
+  p.owner.store(nullptr, std::memory_order_relaxed);  // relaxed: nobody can take a reference
   return true;
 }
 

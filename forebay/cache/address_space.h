@@ -119,9 +119,19 @@ class address_space {
   task<> run_flusher();
   void stop_flusher() noexcept;
 
-  // For the page cache, which holds its list lock: takes a clean unused page off, true if its count
-  // is now zero.
-  bool evict(page& p) noexcept;
+  // ---- For the page cache, which holds its list lock ----
+
+  // Takes a page off that is clean and has only so many holders, the index being one; true if its
+  // count is now zero.
+  bool evict(page& p, std::uint32_t holders = 1) noexcept;
+
+  // Puts the contents of a page, clean or dirty, which has only so many holders, into another frame
+  // and that into the page's place. True if the page's count is now zero; `fresh`, of which the
+  // caller had the only reference, is the index's then. (Linux: migrate_folio, mm/migrate.c.)
+  bool move(page& p, std::uint32_t holders, page& fresh) noexcept;
+
+  // Has the flusher look at the limits now; any thread.
+  void wake_flusher() noexcept { flusher_wanted_.wake_all(); }
 
  private:
   enum class add_outcome { added, exists, discarding, no_memory };

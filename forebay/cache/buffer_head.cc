@@ -54,6 +54,24 @@ void drop_buffers(page& p, buffer_cache& heads) noexcept {
   } while (b != first);
 }
 
+bool move_buffers(page& from, page& to) noexcept {
+  buffer_head* const first = page_buffers(from);
+  if (first == nullptr) return true;
+  bool in_use = false;
+  for_each_buffer(from, 0, page_bytes, [&](const buffer_head& b) {
+    in_use = in_use || b.count.value() != 1 || b.test(bh_lock | bh_async_read | bh_async_write);
+  });
+  if (in_use) return false;
+  for_each_buffer(from, 0, page_bytes, [&](buffer_head& b) {
+    b.data = to.data() + (b.data - from.data());
+    b.frame = &to;
+  });
+  from.private_data.store(nullptr, std::memory_order_relaxed);  // relaxed: nobody else looks
+  // release: pairs with page_buffers
+  to.private_data.store(first, std::memory_order_release);
+  return true;
+}
+
 bool is_uptodate(const page& p, std::size_t from, std::size_t to) noexcept {
   if (p.test(page_uptodate)) return true;
   if (page_buffers(p) == nullptr) return false;

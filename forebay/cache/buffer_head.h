@@ -11,7 +11,8 @@
 //
 // Guards: state is atomic; its bits change under the page lock, or in the completion of the I/O
 // that async_read or async_write announces. All other fields are set before the buffers are
-// published through page.private_data and do not change.
+// published through page.private_data, and change only with the page's frame (move_buffers), when
+// nobody can see them.
 #pragma once
 
 #include <atomic>
@@ -79,6 +80,11 @@ buffer_head* page_buffers(const page& p) noexcept;
 // Frees a page's buffers; the caller is the page's only user (its count is frozen) and none of them
 // is in use.
 void drop_buffers(page& p, buffer_cache& heads) noexcept;
+
+// Gives the buffers of a page to another frame that is to take its place and has its contents. The
+// caller is the only user of both (the page's count is frozen). False, and nothing changes, if one
+// of the buffers is in use.
+[[nodiscard]] bool move_buffers(page& from, page& to) noexcept;
 
 // Whether bytes [from, to) of a page are valid. The caller holds a reference.
 bool is_uptodate(const page& p, std::size_t from, std::size_t to) noexcept;

@@ -32,7 +32,8 @@ page_cache::page_cache(std::unique_ptr<arena> memory)
       buffers_(*arena_, "buffer_head"),
       bios_(*arena_, bio_batch::bio_bytes(), bio_reserve_of(arena_->page_count())),
       background_limit_(background_limit_of(arena_->page_count())),
-      dirty_limit_(dirty_limit_of(arena_->page_count())) {}
+      dirty_limit_(dirty_limit_of(arena_->page_count())),
+      allowed_(arena_->page_count()) {}
 
 page_cache::~page_cache() {
   const scoped_lock hold(list_lock_);
@@ -104,6 +105,70 @@ page_cache::reclaimed page_cache::reclaim(unsigned wanted) noexcept {
   return {freed, second_chances};
 }
 
+void page_cache::follow_limit(std::uint64_t bytes) noexcept {
+  const auto pages = static_cast<std::uint32_t>(
+      std::min<std::uint64_t>(bytes >> page_shift, arena_->page_count()));
+  allowed_.store(pages, std::memory_order_relaxed);  // relaxed: a level, as are the next two
+  background_limit_.store(background_limit_of(pages), std::memory_order_relaxed);  // relaxed: above
+  dirty_limit_.store(dirty_limit_of(pages), std::memory_order_relaxed);            // relaxed: above
+}
+
+unsigned page_cache::evict_pages(unsigned wanted) noexcept {
+  unsigned freed = 0;
+  while (freed < wanted) {
+    const reclaimed r = reclaim(std::min(wanted - freed, reclaim_batch));
+    freed += r.freed;
+    if (r.freed == 0 && r.second_chances == 0) break;
+  }
+  return freed;
+}
+
+std::uint64_t page_cache::reclaimable_pages() const noexcept {
+  std::uint64_t resident = 0;
+  {
+    const scoped_lock hold(list_lock_);
+    resident = resident_;
+  }
+  // relaxed: levels.
+  const std::uint64_t unclean =
+      std::uint64_t{dirty_pages()} + writeback_.load(std::memory_order_relaxed);
+  return resident - std::min(resident, unclean) + arena_->free_pages();
+}
+
+page_cache::vacated page_cache::vacate(page& p, page* spare) noexcept {
+  // With a reference of our own the frame stays what it is; without one it is free, or about to be.
+  if (!p.refs.get_unless_zero()) return vacated::empty;
+  constexpr std::uint32_t holders = 2;  // we and the index
+  page_ref mine = page_ref::adopt(p);
+  bool evicted = false;
+  bool moved = false;
+  {
+    const scoped_lock hold(list_lock_);
+    auto* space = static_cast<address_space*>(
+        p.owner.load(std::memory_order_acquire));  // acquire: sees it whole
+    // On the list means in an index, and a space takes its pages off the list before it goes.
+    if (space == nullptr || !p.link.linked()) return vacated::busy;
+    const bool wanted = p.test(page_referenced | page_dirty);
+    if (!wanted || spare == nullptr) evicted = space->evict(p, holders);
+    if (!evicted && wanted && spare != nullptr) moved = space->move(p, holders, *spare);
+    if (moved) spare->link.insert_after(p.link);  // in its place on the list
+    if (evicted || moved) {
+      list_.erase(p);
+      if (evicted) --resident_;
+    } else if (spare == nullptr && p.test(page_dirty)) {
+      space->wake_flusher();
+    }
+  }
+  if (!evicted && !moved) return vacated::busy;
+  static_cast<void>(mine.release());  // the count is zero: it is ours as a whole
+  if (evicted) {
+    drop_buffers(p, buffers_);
+    counters_.evictions.add(1);
+  }
+  arena_->release(p);
+  return evicted ? vacated::evicted : vacated::moved;
+}
+
 page_cache_statistics page_cache::statistics() const noexcept {
   page_cache_statistics s;
   s.capacity_pages = arena_->page_count();
@@ -116,8 +181,8 @@ page_cache_statistics page_cache::statistics() const noexcept {
   s.dirty_pages = dirty_pages();
   s.writeback_pages = writeback_.load(std::memory_order_relaxed);  // relaxed: a level
   s.error_pages = error_pages();
-  s.dirty_limit_pages = dirty_limit_;
-  s.background_limit_pages = background_limit_;
+  s.dirty_limit_pages = dirty_limit_pages();
+  s.background_limit_pages = background_limit_pages();
   const auto value = [](const counter& c) { return static_cast<std::uint64_t>(c.value()); };
   s.hits = value(counters_.hits);
   s.misses = value(counters_.misses);

@@ -55,7 +55,7 @@ struct page_cache_statistics {
 class page_cache {
  public:
   struct options {
-    std::size_t bytes = 0;
+    std::size_t bytes = 0;  // address space; how much memory is behind it, is set_limit_bytes()'s
     bool huge_pages = true;
   };
 
@@ -70,6 +70,33 @@ class page_cache {
 
   arena& memory() noexcept { return *arena_; }
   page_cache_statistics statistics() const noexcept;
+
+  // Pages that there may be at present: all, or fewer when memory is short. Any thread.
+  std::uint32_t allowed_pages() const noexcept {
+    return allowed_.load(std::memory_order_relaxed);  // relaxed: a level
+  }
+  // Tells the cache that its arena has another limit, in bytes: the limits of dirty pages go by
+  // that. Any thread.
+  void follow_limit(std::uint64_t bytes) noexcept;
+
+  // ---- For its shrinker (cache/shrink.h) ----
+
+  // Evicts up to so many pages, and returns how many. Takes list_lock_.
+  unsigned evict_pages(unsigned wanted) noexcept;
+
+  // Pages that could be evicted, or moved together so that frames next to each other become free.
+  std::uint64_t reclaimable_pages() const noexcept;
+
+  enum class vacated {
+    empty,    // nothing is in the frame that has to go
+    evicted,  // its page has left the cache
+    moved,    // its page lies in the frame `spare` now
+    busy,     // in use, under I/O, or dirty and without a frame to go to
+  };
+  // Empties one frame: evicts its page if that is clean and was not used of late, and otherwise
+  // moves it to `spare`, which may be null and of which the caller has the only reference. Takes
+  // list_lock_.
+  vacated vacate(page& p, page* spare) noexcept;
 
   // ---- For address spaces ----
 
@@ -98,12 +125,17 @@ class page_cache {
   void add_to_list(page& p) noexcept;
   void remove_from_list(page& p) noexcept;
 
-  bool over_background_limit() const noexcept { return dirty_total() > background_limit_; }
-  bool over_dirty_limit() const noexcept { return dirty_total() >= dirty_limit_; }
-  std::uint32_t dirty_limit_pages() const noexcept { return dirty_limit_; }
+  bool over_background_limit() const noexcept { return dirty_total() > background_limit_pages(); }
+  bool over_dirty_limit() const noexcept { return dirty_total() >= dirty_limit_pages(); }
+  std::uint32_t background_limit_pages() const noexcept {
+    return background_limit_.load(std::memory_order_relaxed);  // relaxed: a level
+  }
+  std::uint32_t dirty_limit_pages() const noexcept {
+    return dirty_limit_.load(std::memory_order_relaxed);  // relaxed: a level
+  }
   // Pages that one space may keep because they could not be written; all spaces together may keep
   // dirty_limit_pages().
-  std::uint32_t error_limit_pages() const noexcept { return dirty_limit_ / 4; }
+  std::uint32_t error_limit_pages() const noexcept { return dirty_limit_pages() / 4; }
 
   // Woken when write-back completes and when dirty pages are dropped.
   wait_queue& progress() noexcept { return progress_; }
@@ -163,8 +195,9 @@ class page_cache {
   slab_cache nodes_;
   buffer_cache buffers_;
   bio_pool bios_;
-  const std::uint32_t background_limit_;  // pages
-  const std::uint32_t dirty_limit_;       // pages
+  std::atomic<std::uint32_t> background_limit_;  // pages, as are the next two; follow_limit()
+  std::atomic<std::uint32_t> dirty_limit_;
+  std::atomic<std::uint32_t> allowed_;
 
   mutable mutex list_lock_;
   intrusive_list<page, &page::link> list_ FOREBAY_GUARDED_BY(list_lock_);  // new at the front

@@ -116,6 +116,12 @@ result<> page_index::insert(std::uint64_t index, page& p) noexcept {
   return {};
 }
 
+void page_index::replace(std::uint64_t index, page& p) noexcept {
+  const auto slot = static_cast<unsigned>(index) & (fanout - 1);
+  // release: see lookup
+  leaf_of(index)->slots[slot].store(arena_.frame_of(p) + 1, std::memory_order_release);
+}
+
 void page_index::erase(std::uint64_t index) noexcept {
   clear_tag(index, page_tag::dirty);
   clear_tag(index, page_tag::writeback);

@@ -48,6 +48,9 @@ class page_index {
   // changed then.
   result<> insert(std::uint64_t index, page& p) noexcept;
 
+  // Puts another frame at a place that is taken; its tags stay.
+  void replace(std::uint64_t index, page& p) noexcept;
+
   // Empties a place that is taken, and its tags.
   void erase(std::uint64_t index) noexcept;
 

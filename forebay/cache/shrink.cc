@@ -1,0 +1,126 @@
+#include "forebay/cache/shrink.h"
+
+#include <algorithm>
+#include <chrono>
+#include <thread>
+
+namespace forebay {
+namespace {
+
+constexpr auto pause_between_attempts = std::chrono::microseconds(500);
+
+// What a frame adds to the cost of its chunk, in pages to be evicted.
+constexpr unsigned evict_cost = 1;
+constexpr unsigned move_cost = 4;
+constexpr unsigned busy_cost = 64;
+
+}  // namespace
+
+std::uint64_t page_cache_shrinker::count_bytes() noexcept {
+  return cache_.reclaimable_pages() << page_shift;
+}
+
+shrinker::scan_result page_cache_shrinker::scan_bytes(std::uint64_t bytes,
+                                                      shrink_goal goal) noexcept {
+  scan_result r;
+  if (goal == shrink_goal::frames) {
+    const unsigned wanted =
+        static_cast<unsigned>(std::min<std::uint64_t>((bytes >> page_shift) + 1, 1u << 20));
+    r.freed_bytes = std::uint64_t{cache_.evict_pages(wanted)} << page_shift;
+    r.stop = r.freed_bytes == 0;
+    return r;
+  }
+  while (r.freed_bytes < bytes && !r.stop) {
+    r.stop = !give_a_chunk_back();
+    if (!r.stop) r.freed_bytes += arena::chunk_bytes;
+  }
+  return r;
+}
+
+unsigned page_cache_shrinker::cost_of(std::uint32_t chunk) const noexcept {
+  arena& memory = cache_.memory();
+  const buddy::frame_set used = memory.used_frames(chunk);
+  unsigned cost = 0;
+  for (std::uint32_t i = 0; i < arena::chunk_frames; ++i) {
+    if (!used[i]) continue;
+    const page& p = memory.frame(chunk * arena::chunk_frames + i);
+    const std::uint32_t holders = p.refs.value();
+    if (holders == 0) continue;  // free, and on its way
+    if (holders != 1 || p.test(page_locked | page_writeback)) {
+      cost += busy_cost;
+    } else {
+      cost += p.test(page_dirty | page_referenced) ? move_cost : evict_cost;
+    }
+  }
+  return cost;
+}
+
+// Chunks without anything in them that its user has to give back himself.
+std::size_t page_cache_shrinker::find_candidates(std::span<std::uint32_t> out) noexcept {
+  const arena& memory = cache_.memory();
+  const auto fits = [&](std::uint32_t chunk) {
+    const arena::chunk_info i = memory.info(chunk);
+    return i.state == chunk_state::online && i.fixed == 0;
+  };
+  const std::size_t proposed = memory.candidates(out.first(out.size() / 2));
+  std::size_t n = 0;
+  for (std::size_t i = 0; i < proposed; ++i) {
+    if (fits(out[i])) out[n++] = out[i];
+  }
+  const std::size_t kept = n;
+  for (std::uint32_t i = 0; i < memory.chunk_count() && n < out.size(); ++i) {
+    const std::uint32_t chunk = hand_;
+    hand_ = (hand_ + 1) % memory.chunk_count();
+    const auto end = out.begin() + static_cast<std::ptrdiff_t>(kept);
+    if (fits(chunk) && std::find(out.begin(), end, chunk) == end) out[n++] = chunk;
+  }
+  return n;
+}
+
+// Tries the candidates in the order of their cost; false if none could be emptied.
+bool page_cache_shrinker::give_a_chunk_back() noexcept {
+  arena& memory = cache_.memory();
+  std::array<std::uint32_t, candidates_max> found{};
+  const std::size_t n = find_candidates(found);
+  struct priced {
+    unsigned cost;
+    std::uint32_t chunk;
+  };
+  std::array<priced, candidates_max> order{};
+  for (std::size_t i = 0; i < n; ++i) order[i] = {cost_of(found[i]), found[i]};
+  std::sort(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(n),
+            [](const priced& a, const priced& b) { return a.cost < b.cost; });
+  for (std::size_t i = 0; i < n; ++i) {
+    const std::uint32_t chunk = order[i].chunk;
+    if (!memory.isolate_chunk(chunk)) continue;
+    if (empty(chunk) && memory.give_back(chunk)) return true;
+    // Nothing happens if give_back() has undone it itself.
+    memory.undo_isolate(chunk);
+  }
+  return false;
+}
+
+// Empties an isolated chunk; false if some of it is in use still.
+bool page_cache_shrinker::empty(std::uint32_t chunk) noexcept {
+  arena& memory = cache_.memory();
+  page* spare = nullptr;
+  std::size_t left = 0;
+  for (unsigned attempt = 0; attempt < attempts; ++attempt) {
+    if (attempt != 0) std::this_thread::sleep_for(pause_between_attempts);
+    const buddy::frame_set used = memory.used_frames(chunk);
+    left = used.count();
+    for (std::uint32_t i = 0; i < arena::chunk_frames && left != 0; ++i) {
+      if (!used[i]) continue;
+      if (spare == nullptr) spare = cache_.try_allocate_frame();
+      const page_cache::vacated done =
+          cache_.vacate(memory.frame(chunk * arena::chunk_frames + i), spare);
+      if (done == page_cache::vacated::moved) spare = nullptr;
+      if (done != page_cache::vacated::busy) --left;
+    }
+    if (left == 0) break;
+  }
+  if (spare != nullptr) put_page(*spare);
+  return memory.used_frames(chunk).none();
+}
+
+}  // namespace forebay
