@@ -140,9 +140,12 @@ class Server:
 
     `images` are the paths; `options` go on the command line as they are. `tcp` asks for a TCP port
     instead of the unix socket `socket`, which is `server.sock` beside the first image if not given.
+    `enter` is called in the new process before it becomes the server.
     """
 
-    def __init__(self, *images, cache="32M", options=(), tcp=False, socket=None, prefix=()):
+    def __init__(
+        self, *images, cache="32M", options=(), tcp=False, socket=None, prefix=(), enter=None
+    ):
         self.images = [os.fspath(image) for image in images]
         self.directory = os.environ["FOREBAY_TEST_DIRECTORY"]
         self.socket = self.port = None
@@ -158,12 +161,18 @@ class Server:
         self.command = command + [str(option) for option in options]
         self.out = tempfile.TemporaryFile("w+", dir=self.directory)
         self.err = tempfile.TemporaryFile("w+", dir=self.directory)
+
+        def prepare():
+            die_with_parent()
+            if enter is not None:
+                enter()
+
         self.process = subprocess.Popen(
             self.command,
             stdin=subprocess.DEVNULL,
             stdout=self.out,
             stderr=self.err,
-            preexec_fn=die_with_parent,
+            preexec_fn=prepare,
         )
         self.status = None
         try:

@@ -1,5 +1,7 @@
 #include "forebay/serve/server.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 
 #include "forebay/serve/worker.h"
@@ -28,14 +30,49 @@ result<std::unique_ptr<server>> server::create(const server_options& opts, memor
       std::min<std::size_t>(opts.max_clients, (*cache)->memory().page_count() / pin_share));
   auto memory = request_memory::create({.max_clients = bounded.max_clients}, source);
   if (!memory) return fail(memory.error());
-  return std::unique_ptr<server>(new server(bounded, std::move(*cache), std::move(*memory)));
+  std::unique_ptr<server> made(new server(bounded, std::move(*cache), std::move(*memory)));
+  if (auto r = made->watch_memory(); !r) return fail(r.error());
+  return made;
 }
 
 server::server(const server_options& opts, std::unique_ptr<page_cache> cache,
                std::unique_ptr<request_memory> memory)
     : options_(opts), memory_(std::move(memory)), cache_(std::move(cache)) {}
 
-server::~server() { FOREBAY_ASSERT(workers_.empty()); }
+server::~server() {
+  FOREBAY_ASSERT(workers_.empty());
+  monitor_.reset();
+  for (shrinker* s :
+       std::initializer_list<shrinker*>{&reclaim_nodes_, &reclaim_buffers_, &reclaim_}) {
+    shrinkers_.remove(*s);
+  }
+}
+
+// The cheap ones first: what they give may make chunks free.
+result<> server::watch_memory() {
+  for (shrinker* s :
+       std::initializer_list<shrinker*>{&reclaim_nodes_, &reclaim_buffers_, &reclaim_}) {
+    shrinkers_.add(*s);
+  }
+  auto made = pressure_monitor::create(
+      cache_->memory(), shrinkers_,
+      {.floor_bytes = page_cache::min_bytes,
+       .limit_changed = [this](std::uint64_t bytes) { cache_->follow_limit(bytes); }});
+  if (!made) return fail(made.error());
+  monitor_ = std::move(*made);
+  return {};
+}
+
+void server::remark_on_memory() {
+  const pressure_statistics s = monitor_->statistics();
+  if (s.limit_bytes >= s.capacity_bytes) return;
+  remarks_.push_back(
+      fmt::format("the cache starts with {} MiB of its {} MiB: the limit of the memory control "
+                  "group is {} MiB, "
+                  "{} MiB are in use; it grows when there is room",
+                  s.limit_bytes >> 20, s.capacity_bytes >> 20, s.group_limit_bytes >> 20,
+                  s.group_usage_bytes >> 20));
+}
 
 result<> server::add_export(std::unique_ptr<device> dev, export_options opts) {
   const bool taken = std::any_of(exports_.begin(), exports_.end(),
@@ -67,6 +104,8 @@ result<> server::start() {
                          "): transfers cost more; raise the locked-memory limit (ulimit -l)");
     }
   }
+  remark_on_memory();
+  monitor_->start();
   started_ns_ = monotonic_clock::now_ns();
   worker& first = *workers_.front();
   for (const auto& e : exports_) {
@@ -155,6 +194,8 @@ result<> server::shutdown(const std::function<void(std::uint64_t)>& progress) {
                                    const auto s = cache_->statistics();
                                    progress(s.dirty_pages + s.writeback_pages);
                                  });
+  // The loops answer for what is given back, so they end after it.
+  monitor_->stop();
   for (auto& w : workers_) w->finish();
   workers_.clear();
   acceptors_.clear();
@@ -184,7 +225,7 @@ std::vector<nbd_export*> server::exports() {
 std::size_t server::pin_allowance() const noexcept {
   // relaxed: a share that follows the number of clients with a delay is as good.
   const std::size_t clients = std::max(1u, clients_.load(std::memory_order_relaxed));
-  const std::size_t pages = cache_->memory().page_count();
+  const std::size_t pages = cache_->allowed_pages();
   return std::clamp<std::size_t>(pages / pin_share / clients, 1, pin_max_pages);
 }
 

@@ -7,6 +7,9 @@
 // Life: create, start(), and from any other thread shutdown(): accepting ends, requests under way
 // are answered, every dirty page is written and flushed, the threads end.
 //
+// While it runs, a pressure monitor keeps the cache within what the machine and its control groups
+// have to give: below cache_bytes when that is more, up to it again later.
+//
 // Locks: lock_ of a worker's mailbox is inside loop::post; the server's own state is set before
 // start() and constant after, but for the atomics.
 #pragma once
@@ -17,6 +20,9 @@
 #include <string>
 #include <vector>
 
+#include "forebay/cache/shrink.h"
+#include "forebay/memory/pressure_monitor.h"
+#include "forebay/memory/slab_shrinker.h"
 #include "forebay/os/socket.h"
 #include "forebay/serve/connection.h"
 
@@ -71,6 +77,8 @@ class server final : public connection_host {
 
   std::vector<nbd_export*> exports();
 
+  result<> watch_memory();
+  void remark_on_memory();
   bool client_arrived() noexcept;
   void client_left() noexcept;
   worker& next_worker() noexcept;
@@ -87,6 +95,11 @@ class server final : public connection_host {
   const server_options options_;
   std::unique_ptr<request_memory> memory_;
   std::unique_ptr<page_cache> cache_;
+  shrinker_registry shrinkers_;
+  page_cache_shrinker reclaim_{*cache_};
+  slab_shrinker reclaim_buffers_{cache_->buffers().slabs()};
+  slab_shrinker reclaim_nodes_{cache_->nodes()};
+  std::unique_ptr<pressure_monitor> monitor_;
   std::vector<std::unique_ptr<nbd_export>> exports_;
   std::vector<unique_fd> listeners_;
   std::vector<std::unique_ptr<acceptor>> acceptors_;

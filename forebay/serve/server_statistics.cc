@@ -41,6 +41,39 @@ json cache_json(page_cache& cache) {
   };
 }
 
+json pressure_json(const pressure_monitor& monitor, shrinker_registry& shrinkers) {
+  const pressure_statistics s = monitor.statistics();
+  json list = json::array();
+  for (const shrinker_statistics& one : shrinkers.statistics()) {
+    list.push_back({{"name", one.name},
+                    {"seeks", one.seeks},
+                    {"count_bytes", one.count_bytes},
+                    {"calls", one.calls},
+                    {"scanned_bytes", one.scanned_bytes},
+                    {"freed_bytes", one.freed_bytes}});
+  }
+  json j = {
+      {"limit_bytes", s.limit_bytes},
+      {"capacity_bytes", s.capacity_bytes},
+      {"committed_bytes", s.committed_bytes},
+      {"given_back_bytes", s.given_back_bytes},
+      {"psi_events", s.psi_events},
+      {"cgroup_events", s.cgroup_events},
+      {"watermark_events", s.watermark_events},
+      {"limit_lowered", s.limit_lowered},
+      {"limit_raised", s.limit_raised},
+      {"failed_shrinks", s.failed_shrinks},
+      {"sources", monitor.sources()},
+      {"remarks", monitor.remarks()},
+      {"shrinkers", list},
+  };
+  if (s.has_group_limit) {
+    j["group_limit_bytes"] = s.group_limit_bytes;
+    j["group_usage_bytes"] = s.group_usage_bytes;
+  }
+  return j;
+}
+
 json command_json(std::uint64_t requests, std::uint64_t bytes, std::uint64_t errors,
                   const histogram& latency) {
   const auto microseconds = [&](double f) {
@@ -113,6 +146,7 @@ std::string server::statistics_text() {
       {"requests_in_flight", in_flight},
       {"cache", cache_json(*cache_)},
       {"memory", memory_json()},
+      {"pressure", pressure_json(*monitor_, shrinkers_)},
       {"commands", commands_json(all)},
       {"exports", exports_list},
   };

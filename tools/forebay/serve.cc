@@ -91,10 +91,11 @@ std::optional<std::string> settle_cache_size(std::optional<std::uint64_t> asked,
     return fmt::format("--cache {}: too small; at least {}", human_bytes(bytes),
                        human_bytes(page_cache::min_bytes));
   }
-  if (bytes > std::min<std::uint64_t>(memory, arena::max_bytes)) {
+  // More than a control group allows is fine: the server says so, and takes what there is.
+  const std::uint64_t most = std::min<std::uint64_t>(machine_memory_bytes(), arena::max_bytes);
+  if (bytes > most) {
     return fmt::format("--cache {}: larger than the memory there is ({}); choose less",
-                       human_bytes(bytes),
-                       human_bytes(std::min<std::uint64_t>(memory, arena::max_bytes)));
+                       human_bytes(bytes), human_bytes(most));
   }
   return std::nullopt;
 }

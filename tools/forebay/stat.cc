@@ -30,6 +30,15 @@ std::string latency(double us) {
   return fmt::format("{:.3g} s", us / 1e6);
 }
 
+// Only when memory is, or was, short.
+void print_pressure(const json& p) {
+  const auto n = [&](const char* key) { return p[key].get<std::uint64_t>(); };
+  if (n("limit_bytes") >= n("capacity_bytes") && n("given_back_bytes") == 0) return;
+  fmt::print("  limit       {} of {} while memory is short, {} were given back so far\n",
+             human_bytes(n("limit_bytes")), human_bytes(n("capacity_bytes")),
+             human_bytes(n("given_back_bytes")));
+}
+
 void print_cache(const json& c) {
   const auto n = [&](const char* key) { return c[key].get<std::uint64_t>(); };
   fmt::print("\ncache      {} in {}\n", human_bytes(n("capacity_bytes")),
@@ -79,6 +88,7 @@ void print_screen(const json& before, const json& after, double seconds) {
                e["read_only"].get<bool>() ? ", read-only" : "");
   }
   print_cache(after["cache"]);
+  print_pressure(after["pressure"]);
   print_commands(before["commands"], after["commands"], seconds);
 }
 
