@@ -128,14 +128,18 @@ class basic_refcount {
 
  protected:
   // put() of a count that nobody takes a reference from without having one.
-  [[nodiscard]] bool put_by_holders() noexcept {
+  [[nodiscard]] bool put_by_holders() noexcept { return put_by_last_holder() || put(); }
+
+  [[nodiscard]] bool only_holder() const noexcept {
     // acquire: 1 is the caller's own reference, so all the others have been put; pairs with their
     // releases, since a count that only holders change is one chain of read-modify-writes.
-    if (count_.load(std::memory_order_acquire) == 1) {
-      count_.store(0, std::memory_order_relaxed);  // relaxed: nobody else may look any more
-      return true;
-    }
-    return put();
+    return count_.load(std::memory_order_acquire) == 1;
+  }
+
+  [[nodiscard]] bool put_by_last_holder() noexcept {
+    if (!only_holder()) return false;
+    count_.store(0, std::memory_order_relaxed);  // relaxed: nobody else may look any more
+    return true;
   }
 
  private:
@@ -178,6 +182,13 @@ class basic_holder_refcount : private basic_refcount<Atomics> {
 
   // Gives a reference back. True exactly once, for the last holder, who then owns the object alone.
   [[nodiscard]] bool put() noexcept { return base::put_by_holders(); }
+
+  // True for the last holder, who owns the object alone from now on, as if by put(); but the count
+  // rests at 1 for its next life. False, and nothing has happened, if there are others.
+  [[nodiscard]] bool rest_if_last() noexcept { return base::only_holder(); }
+
+  // The same for who means to be the last holder: false, and nothing has happened, if it is not.
+  [[nodiscard]] bool put_if_last() noexcept { return base::put_by_last_holder(); }
 };
 
 using holder_refcount = basic_holder_refcount<>;

@@ -17,8 +17,10 @@
 //
 //    absent -> free (0 holders) -> in use (1 holder or more) -> free -> … -> absent
 //
-// Headers are type-stable: a stale pointer to a buffer finds a header, with no holder while it is
-// free or absent. The last holder gives it back; nobody finds a buffer but through a holder.
+// Headers are type-stable: a stale pointer to a buffer finds a header. The last holder gives it
+// back; nobody finds a buffer but through a holder. The count of a free buffer is 0 if it was freed
+// by free_raw(), so that a second call is an error, and rests at 1 if a handle gave it back, which
+// happens once: a header that nobody writes stays in the caches of all CPUs.
 //
 // Allocation takes a number from the cache of this CPU, sets the holder count and is done; freeing
 // is the reverse. Neither writes a statistic, takes a lock or executes a locked instruction in the
@@ -67,7 +69,7 @@ class buffer {
   buffer_pool& pool() const noexcept { return *pool_; }
   // Its number in the pool, below buffer_pool::index_limit().
   std::uint32_t index() const noexcept { return index_; }
-  // How many holders there are; for others than holders a moment's value.
+  // How many holders there are, for a holder; a moment's value if there are others.
   std::uint32_t holders() const noexcept { return refs_.value(); }
 
   // The holders' own; 0 after allocation.
@@ -180,10 +182,13 @@ class buffer_pool final : public registered_memory {
   ~buffer_pool() override;
 
   // A buffer, or an empty handle at once: what it returns is not counted as a wait but as a
-  // failure. Any thread, as all that follow.
-  [[nodiscard]] buffer_ref try_allocate() noexcept {
-    buffer* b = take();
-    return b == nullptr ? buffer_ref() : adopt_new(*b);
+  // failure. Any thread, as all that follow. (What is called for each buffer is inlined whatever
+  // the compiler thinks of its size: half of its cost would be the call.)
+  [[nodiscard, gnu::always_inline]] buffer_ref try_allocate() noexcept {
+    const std::uint32_t item = take();
+    if (item == cpu_cache::none) [[unlikely]]
+      return {};
+    return adopt_new(*begin_shared_use(item));
   }
 
   // A buffer, now or when one is free and all who waited before have theirs. (That the arena has
@@ -197,19 +202,23 @@ class buffer_pool final : public registered_memory {
 
   // ---- Without a handle: the caller is the only holder and must call free_raw() ----
 
-  [[nodiscard]] buffer* try_allocate_raw() noexcept {
-    buffer* b = take();
-    if (tracker_.enabled() && b != nullptr) [[unlikely]]
+  [[nodiscard, gnu::always_inline]] buffer* try_allocate_raw() noexcept {
+    const std::uint32_t item = take();
+    if (item == cpu_cache::none) [[unlikely]]
+      return nullptr;
+    buffer* const b = begin_use(item);
+    if (tracker_.enabled()) [[unlikely]]
       record_owner(*b);
     return b;
   }
 
   // Errors, each of which leaves the buffer as it was and is counted: EBUSY if there are other
-  // holders, EALREADY if it is free, EINVAL if it is another pool's.
-  result<> free_raw(buffer& b) noexcept {
-    if (b.pool_ != this || b.refs_.value() != 1 || tracker_.enabled()) [[unlikely]]
+  // holders, EALREADY if it is free (in debug mode, or if it was freed by this), EINVAL if it is
+  // another pool's.
+  [[gnu::always_inline]] result<> free_raw(buffer& b) noexcept {
+    if (b.pool_ != this || tracker_.enabled() || !b.refs_.put_if_last()) [[unlikely]]
       return free_with_care(b);
-    if (b.refs_.put()) cache_.push(b.index_);
+    cache_.push(b.index_);
     return {};
   }
 
@@ -304,11 +313,16 @@ class buffer_pool final : public registered_memory {
     b.flags = 0;
     return &b;
   }
-  buffer* take() noexcept {
-    std::uint32_t item = cache_.pop();
-    if (item == cpu_cache::none) [[unlikely]]
-      item = take_or_fail();
-    return item == cpu_cache::none ? nullptr : begin_use(item);
+  // The same for a handle: what is as it should be is not written.
+  buffer* begin_shared_use(std::uint32_t item) noexcept {
+    buffer& b = headers_[item];
+    if (b.refs_.value() != 1) b.refs_.set(1);
+    if (b.flags != 0) b.flags = 0;
+    return &b;
+  }
+  [[gnu::always_inline]] std::uint32_t take() noexcept {
+    const std::uint32_t item = cache_.pop();
+    return item != cpu_cache::none ? item : take_or_fail();
   }
   void recycle(buffer& b) noexcept { cache_.push(b.index_); }
   buffer_ref adopt_new(buffer& b) noexcept {
@@ -388,8 +402,9 @@ class buffer_pool final : public registered_memory {
   cpu_cache cache_;
 };
 
-inline void buffer_ref_traits::put(buffer& b) noexcept {
-  if (b.refs_.put()) b.pool_->recycle(b);
+[[gnu::always_inline]] inline void buffer_ref_traits::put(buffer& b) noexcept {
+  buffer_pool& pool = *b.pool_;
+  if ((!pool.tracker_.enabled() && b.refs_.rest_if_last()) || b.refs_.put()) pool.recycle(b);
 }
 
 inline ref_tracker& buffer_ref_traits::tracker(buffer& b) noexcept { return b.pool_->tracker_; }

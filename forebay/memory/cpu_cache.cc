@@ -88,6 +88,7 @@ cpu_cache::cpu_cache(free_list& backing, const options& opts) noexcept
       refill_items_(magazine_items_) {
   // Without memory for the slots there are no caches: every call goes to the backing list.
   if (!slot_array_ || (!per_cpu_ && !locks_)) slot_count_ = 0;
+  cpu_slot_count_ = per_cpu_ ? slot_count_ : 0;
   for (std::uint32_t i = 0; i < slot_count_; ++i) load(i, &unloaded_);
 }
 

@@ -74,7 +74,7 @@ class alignas(no_sharing_bytes) cpu_cache {
   std::uint32_t pop() noexcept {
 #if FOREBAY_HAVE_RSEQ
     std::uint32_t item;
-    if (per_cpu_ && cpu_stack::pop(slots_, slot_count_, item)) [[likely]]
+    if (cpu_stack::pop(slots_, cpu_slot_count_, item)) [[likely]]
       return item;
 #endif
     return pop_slow();
@@ -83,7 +83,7 @@ class alignas(no_sharing_bytes) cpu_cache {
   // Takes an item back. Any thread; never fails.
   void push(std::uint32_t item) noexcept {
 #if FOREBAY_HAVE_RSEQ
-    if (per_cpu_ && cpu_stack::push(slots_, slot_count_, item)) [[likely]]
+    if (cpu_stack::push(slots_, cpu_slot_count_, item)) [[likely]]
       return;
 #endif
     push_slow({&item, 1});
@@ -151,7 +151,8 @@ class alignas(no_sharing_bytes) cpu_cache {
   std::atomic<bool> closing_{false};  // written under reclaim_lock_: no magazine may keep items
   const std::uint32_t magazine_items_;
   const std::uint32_t depot_magazines_;
-  std::uint32_t slot_count_;  // a power of two where slots belong to threads
+  std::uint32_t slot_count_;      // a power of two where slots belong to threads
+  std::uint32_t cpu_slot_count_;  // of slots that belong to CPUs: slot_count_, or 0
   std::unique_ptr<cpu_slot[]> slot_array_;
   cpu_slot* slots_;                     // slot_array_
   std::unique_ptr<slot_lock[]> locks_;  // of the slots, where they belong to threads

@@ -182,7 +182,8 @@ class tracked_ref {
     return adopt(*object_);
   }
 
-  void reset() noexcept {
+  // Inlined whatever its size: it is what the end of every pin costs.
+  [[gnu::always_inline]] void reset() noexcept {
     if (object_ == nullptr) return;
     T& object = *std::exchange(object_, nullptr);
     // The record first: the put may be the last, and take object and tracker along.
