@@ -263,6 +263,9 @@ std::uint64_t buffer_pool::surplus_bytes() const noexcept {
 std::uint64_t buffer_pool::shrink(std::uint64_t bytes) noexcept {
   if (surplus_bytes() == 0 || bytes == 0) return 0;
   const scoped_lock hold(grow_lock_);
+  // Whoever waits has the first claim to what becomes free, and nobody comes to wait meanwhile.
+  // relaxed: it rises under grow_lock_ only.
+  if (waiting_.load(std::memory_order_relaxed) != 0) return 0;
   cache_.close();
   // While the free buffers are in the hands of this call, allocations that find none wait for
   // grow_lock_.
@@ -274,7 +277,6 @@ std::uint64_t buffer_pool::shrink(std::uint64_t bytes) noexcept {
     released = release_free_batches({items.get(), n}, bytes);
   }
   cache_.open();
-  serve();  // who came to wait meanwhile
   return released;
 }
 

@@ -37,7 +37,8 @@
 // stacks of its last owner. Without it these are errors as well, reported by a line.
 //
 // Guards: a buffer's header belongs to its holders, and to the pool while it is free. grow_lock_
-// guards batches_, and is held while buffers are made or given up; wait_lock_ guards waiters_.
+// guards batches_, and is held while buffers are made or given up, and while somebody is put among
+// the waiters: shrink() takes nothing away from who waits. wait_lock_ guards waiters_.
 //
 // Lock order: grow_lock_, then one of: the cache's locks; wait_lock_, then the free list's; the
 // arena's. The gate is called with none of them held, or with grow_lock_.
@@ -252,7 +253,8 @@ class buffer_pool final : public registered_memory {
   // ---- Size ----
 
   // Gives batches back to the arena that were made on demand and are wholly free, until about
-  // `bytes` have been given back; how many bytes it was. Takes all free buffers away for a moment.
+  // `bytes` have been given back; how many bytes it was. Nothing while somebody waits for a buffer.
+  // Takes all free buffers away for a moment.
   std::uint64_t shrink(std::uint64_t bytes = UINT64_MAX) noexcept FOREBAY_EXCLUDES(grow_lock_);
   // What shrink() may give back at most.
   std::uint64_t surplus_bytes() const noexcept;
@@ -334,6 +336,8 @@ class buffer_pool final : public registered_memory {
 
   [[gnu::noinline]] std::uint32_t take_or_fail() noexcept FOREBAY_EXCLUDES(grow_lock_);
   std::uint32_t take_or_grow() noexcept FOREBAY_EXCLUDES(grow_lock_);
+  std::uint32_t pop_or_grow() noexcept FOREBAY_REQUIRES(grow_lock_);
+  bool enqueue(buffer_wait& w) noexcept FOREBAY_EXCLUDES(grow_lock_);
   void serve() noexcept FOREBAY_EXCLUDES(wait_lock_);
   void count_out(std::size_t n) noexcept;
 
@@ -379,7 +383,8 @@ class buffer_pool final : public registered_memory {
 
   mutex wait_lock_;
   intrusive_list<buffer_wait, &buffer_wait::link_> waiters_ FOREBAY_GUARDED_BY(wait_lock_);
-  std::atomic<std::uint32_t> waiting_{0};  // their number; written under wait_lock_
+  // Their number; written under wait_lock_, and it rises under grow_lock_ as well.
+  std::atomic<std::uint32_t> waiting_{0};
 
   // Written by the gate: by the batch where there are CPU caches. Any thread.
   alignas(no_sharing_bytes) std::atomic<std::int64_t> out_{0};  // not in the free list

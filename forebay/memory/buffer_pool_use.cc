@@ -100,14 +100,18 @@ void buffer_pool::serve() noexcept {
 // --- allocation beyond the common case ---
 
 // After a pop that found nothing. What is made while somebody waits is theirs first.
-std::uint32_t buffer_pool::take_or_grow() noexcept {
-  if (count_ == limit_) return cpu_cache::none;
-  const scoped_lock hold(grow_lock_);
+std::uint32_t buffer_pool::pop_or_grow() noexcept {
   for (;;) {
     const std::uint32_t item = cache_.pop();
     if (item != cpu_cache::none || !grow()) return item;
     serve();
   }
+}
+
+std::uint32_t buffer_pool::take_or_grow() noexcept {
+  if (count_ == limit_) return cpu_cache::none;
+  const scoped_lock hold(grow_lock_);
+  return pop_or_grow();
 }
 
 std::uint32_t buffer_pool::take_or_fail() noexcept {
@@ -159,22 +163,28 @@ result<> buffer_pool::free_bulk_raw(std::span<buffer* const> buffers) noexcept {
 
 // --- waiting ---
 
-bool buffer_pool::start_wait(buffer_wait& w) noexcept {
-  w.item_ = cache_.pop();
-  if (w.item_ == cpu_cache::none) w.item_ = take_or_grow();
-  if (w.item_ != cpu_cache::none) return true;
+// True: `w` is among those who wait. False: it has a buffer, or an error. Under grow_lock_, so that
+// either shrink() sees who waits or he sees what it has left.
+bool buffer_pool::enqueue(buffer_wait& w) noexcept {
+  const scoped_lock hold(grow_lock_);
+  if (count_ != limit_) w.item_ = pop_or_grow();
+  if (w.item_ != cpu_cache::none) return false;
   if (total() == 0) {
     w.error_ = ENOMEM;
     count(failures_);
-    return true;
+    return false;
   }
   count(waits_);
   w.closed_ = true;
-  {
-    const scoped_lock hold(wait_lock_);
-    waiters_.push_back(w);
-    waiting_.fetch_add(1, std::memory_order_relaxed);  // relaxed: the fence below orders it
-  }
+  const scoped_lock hold_too(wait_lock_);
+  waiters_.push_back(w);
+  waiting_.fetch_add(1, std::memory_order_relaxed);  // relaxed: a fence follows in start_wait()
+  return true;
+}
+
+bool buffer_pool::start_wait(buffer_wait& w) noexcept {
+  w.item_ = cache_.pop();
+  if (w.item_ != cpu_cache::none || !enqueue(w)) return true;
   std::atomic_thread_fence(std::memory_order_seq_cst);  // seq_cst: see gate::give()
   cache_.close();
   serve();

@@ -247,5 +247,48 @@ TEST_P(PoolWait, ManyThreadsOnFewBuffers) {
   EXPECT_EQ(s.allocations, got);
 }
 
+// The last free buffer is not given back to the arena while somebody waits for it: he would wait
+// for ever, since nobody else asks.
+TEST_P(PoolWait, ShrinkingTakesNothingFromWhoWaits) {
+  const test_pool pool({.name = "test", .limit = 1, .list = GetParam()});
+  std::atomic<bool> stop{false};
+  std::atomic<std::uint64_t> asked{0};
+  std::atomic<std::uint64_t> served{0};
+  std::atomic<int> faults{0};
+  std::thread waiter([&] {
+    while (!stop) {
+      if (asked == served) {
+        std::this_thread::yield();
+        continue;
+      }
+      if (!pool->allocate(2s)) ++faults;
+      ++served;
+    }
+  });
+  std::thread shrinker([&] {
+    while (!stop) pool->shrink();
+  });
+  const auto length =
+      std::chrono::milliseconds(std::getenv("FOREBAY_STRESS") != nullptr ? 20'000 : 300);
+  const auto end = std::chrono::steady_clock::now() + length;
+  while (std::chrono::steady_clock::now() < end && faults == 0) {
+    auto mine = pool->allocate(2s);
+    if (!mine) ++faults;
+    ++asked;
+    if (asked % 2 == 0) std::this_thread::yield();
+    if (mine) mine->reset();
+    while (served != asked) std::this_thread::yield();
+  }
+  stop = true;
+  waiter.join();
+  shrinker.join();
+  EXPECT_EQ(faults, 0);
+  EXPECT_GT(served, 0u);
+  const auto s = pool->statistics();
+  EXPECT_EQ(s.in_use, 0u);
+  EXPECT_EQ(s.waiting, 0u);
+  EXPECT_EQ(s.failures, 0u) << "there was memory all the time";
+}
+
 }  // namespace
 }  // namespace forebay
