@@ -14,6 +14,12 @@ constexpr unsigned evict_cost = 1;
 constexpr unsigned move_cost = 4;
 constexpr unsigned busy_cost = 64;
 
+// Whether a frame that is not free cannot be vacated just now: somebody besides the index holds it,
+// or it is under I/O.
+bool is_busy(const page& p) noexcept {
+  return p.refs.value() > 1 || p.test(page_locked | page_writeback);
+}
+
 }  // namespace
 
 std::uint64_t page_cache_shrinker::count_bytes() noexcept {
@@ -44,9 +50,8 @@ unsigned page_cache_shrinker::cost_of(std::uint32_t chunk) const noexcept {
   for (std::uint32_t i = 0; i < arena::chunk_frames; ++i) {
     if (!used[i]) continue;
     const page& p = memory.frame(chunk * arena::chunk_frames + i);
-    const std::uint32_t holders = p.refs.value();
-    if (holders == 0) continue;  // free, and on its way
-    if (holders != 1 || p.test(page_locked | page_writeback)) {
+    if (p.refs.value() == 0) continue;  // free, and on its way
+    if (is_busy(p)) {
       cost += busy_cost;
     } else {
       cost += p.test(page_dirty | page_referenced) ? move_cost : evict_cost;
@@ -77,7 +82,8 @@ std::size_t page_cache_shrinker::find_candidates(std::span<std::uint32_t> out) n
   return n;
 }
 
-// Tries the candidates in the order of their cost; false if none could be emptied.
+// Tries the candidates in the order of their cost; false if none could be emptied, or if the
+// operating system does not take one, which it would not do for the next one either.
 bool page_cache_shrinker::give_a_chunk_back() noexcept {
   arena& memory = cache_.memory();
   std::array<std::uint32_t, candidates_max> found{};
@@ -93,34 +99,50 @@ bool page_cache_shrinker::give_a_chunk_back() noexcept {
   for (std::size_t i = 0; i < n; ++i) {
     const std::uint32_t chunk = order[i].chunk;
     if (!memory.isolate_chunk(chunk)) continue;
-    if (empty(chunk) && memory.give_back(chunk)) return true;
+    empty(chunk);
+    // It knows best whether the chunk is empty: frames may have gone to the CPUs' caches.
+    const result<> given = memory.give_back(chunk);
+    if (given) return true;
     // Nothing happens if give_back() has undone it itself.
     memory.undo_isolate(chunk);
+    if (given.error() != std::errc::device_or_resource_busy) return false;
   }
   return false;
 }
 
-// Empties an isolated chunk; false if some of it is in use still.
-bool page_cache_shrinker::empty(std::uint32_t chunk) noexcept {
-  arena& memory = cache_.memory();
+// Empties an isolated chunk as far as that can be done. Those that are in somebody's hands come
+// first: if one of them stays there, the others need not go.
+void page_cache_shrinker::empty(std::uint32_t chunk) noexcept {
   page* spare = nullptr;
-  std::size_t left = 0;
-  for (unsigned attempt = 0; attempt < attempts; ++attempt) {
+  if (vacate_frames(chunk, true, spare)) vacate_frames(chunk, false, spare);
+  if (spare != nullptr) put_page(*spare);
+}
+
+// Vacates the chunk's frames, or only those that cannot be had just now; false if some of them
+// could not be had until the last attempt.
+bool page_cache_shrinker::vacate_frames(std::uint32_t chunk, bool only_busy,
+                                        page*& spare) noexcept {
+  arena& memory = cache_.memory();
+  buddy::frame_set wanted = memory.used_frames(chunk);
+  for (std::uint32_t i = 0; only_busy && i < arena::chunk_frames; ++i) {
+    if (wanted[i]) wanted[i] = is_busy(memory.frame(chunk * arena::chunk_frames + i));
+  }
+  for (unsigned attempt = 0; attempt < attempts && wanted.any(); ++attempt) {
     if (attempt != 0) std::this_thread::sleep_for(pause_between_attempts);
-    const buddy::frame_set used = memory.used_frames(chunk);
-    left = used.count();
-    for (std::uint32_t i = 0; i < arena::chunk_frames && left != 0; ++i) {
-      if (!used[i]) continue;
-      if (spare == nullptr) spare = cache_.try_allocate_frame();
+    bool none_to_spare = false;  // to find that out takes a look at all pages: once is enough
+    for (std::uint32_t i = 0; i < arena::chunk_frames; ++i) {
+      if (!wanted[i]) continue;
+      if (spare == nullptr && !none_to_spare) {
+        spare = cache_.try_allocate_frame();
+        none_to_spare = spare == nullptr;
+      }
       const page_cache::vacated done =
           cache_.vacate(memory.frame(chunk * arena::chunk_frames + i), spare);
       if (done == page_cache::vacated::moved) spare = nullptr;
-      if (done != page_cache::vacated::busy) --left;
+      if (done != page_cache::vacated::busy) wanted.reset(i);
     }
-    if (left == 0) break;
   }
-  if (spare != nullptr) put_page(*spare);
-  return memory.used_frames(chunk).none();
+  return wanted.none();
 }
 
 }  // namespace forebay

@@ -42,7 +42,8 @@ class page_cache_shrinker final : public shrinker {
 
   std::size_t find_candidates(std::span<std::uint32_t> out) noexcept;
   bool give_a_chunk_back() noexcept;
-  bool empty(std::uint32_t chunk) noexcept;
+  void empty(std::uint32_t chunk) noexcept;
+  bool vacate_frames(std::uint32_t chunk, bool only_busy, page*& spare) noexcept;
   unsigned cost_of(std::uint32_t chunk) const noexcept;
 
   page_cache& cache_;

@@ -208,6 +208,55 @@ TEST_F(shrink, frames_only_are_made_free_without_giving_back) {
   EXPECT_EQ(committed(), before);
 }
 
+TEST_F(shrink, a_page_in_use_in_every_chunk_does_not_cost_the_others_their_place) {
+  read_all();
+  arena& memory = cache_->memory();
+  std::vector<page_ref> pins(memory.chunk_count());
+  for (std::size_t at = device_bytes; at != 0; at -= page_bytes) {
+    page_ref p;
+    if (!space_->try_pin(at - page_bytes, page_bytes, {&p, 1})) continue;
+    page_ref& of_chunk = pins[memory.chunk_of(*p)];
+    if (!of_chunk) of_chunk = std::move(p);
+  }
+  const page_cache_statistics before = cache_->statistics();
+  ASSERT_GT(before.resident_pages, 20 * mebibyte / page_bytes);
+  memory.set_limit_bytes(8 * mebibyte);
+  for (int look = 0; look < 5; ++look) {
+    registry_.shrink(memory.excess_bytes(), shrink_goal::give_back);
+  }
+  EXPECT_LT(cache_->statistics().evictions - before.evictions, arena::chunk_frames)
+      << "pages went for chunks that could not be had";
+  EXPECT_EQ(memory.statistics().isolated_chunks, 0u);
+  pins.clear();
+  limit_to(8 * mebibyte);
+  EXPECT_LE(committed(), 8 * mebibyte);
+  read_all();
+}
+
+TEST(shrink_refused, a_chunk_that_the_system_does_not_take_costs_its_own_pages_only) {
+  class refusing_source final : public memory_source {
+   public:
+    result<> discard(std::span<std::byte>) override { return fail(EINVAL); }
+  } source;
+  auto cache = page_cache::create({.bytes = 24 * mebibyte, .huge_pages = false}, source);
+  ASSERT_TRUE(cache);
+  memory_device dev(40 * mebibyte);
+  address_space space(**cache, dev, {});
+  shrinker_registry registry;
+  page_cache_shrinker reclaim(**cache);
+  registry.add(reclaim);
+  ASSERT_TRUE(sync_wait(space.prefetch(0, 40 * mebibyte)));
+  const std::uint64_t before = (*cache)->statistics().evictions;
+  (*cache)->memory().set_limit_bytes(8 * mebibyte);
+  for (int look = 0; look < 5; ++look) {
+    EXPECT_EQ(registry.shrink(2 * mebibyte, shrink_goal::give_back), 0u);
+  }
+  EXPECT_LE((*cache)->statistics().evictions - before, 2 * arena::chunk_frames);
+  EXPECT_EQ((*cache)->memory().statistics().isolated_chunks, 0u);
+  EXPECT_GE((*cache)->memory().statistics().give_back_failures, 5u);
+  registry.remove(reclaim);
+}
+
 // Readers and writers at work while the limit goes up and down: everybody reads what he wrote.
 TEST_F(shrink, under_load_everybody_reads_what_he_wrote) {
   constexpr unsigned threads = 3;
