@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <utility>
 
 #include "forebay/os/socket.h"
 #include "forebay/serve/connection.h"
@@ -16,10 +17,11 @@ constexpr std::size_t status_extents_max = 1024;
 }  // namespace
 
 task<> connection::run_command(nbd::request r) {
-  if (r.what() == nbd::command::block_status && r.length != 0) {
-    co_await do_block_status(r);
-  } else {
-    const result<> done = co_await do_command(r);
+  // A block status answers itself, unless there was no memory for its task: the only way it fails.
+  const bool answers_itself = r.what() == nbd::command::block_status && r.length != 0;
+  task<> work = answers_itself ? do_block_status(r) : do_command(r);
+  const result<> done = co_await std::move(work);
+  if (!done || !answers_itself) {
     while (!may_reply(small_reply)) co_await next_chance();
     reply(r, done ? std::error_code{} : done.error());
   }

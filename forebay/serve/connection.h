@@ -119,7 +119,6 @@ class connection {
   task<> receive_write(nbd::request r);
   task<std::error_code> write_streamed(const nbd::request& r);
   bool write_aside(const nbd::request& r, std::span<const std::byte> data) noexcept;
-  task<> write_waiting(nbd::request r, std::span<std::byte> copy);
   static std::size_t share_of(const nbd::request& r) noexcept;
   // How much of so many bytes for requests is not the connection's own.
   static std::size_t shared_of(std::size_t bytes) noexcept {
@@ -132,7 +131,7 @@ class connection {
     out_.kick();
     return task_ended_.wait_unless([] { return false; });
   }
-  task<> finish_write(nbd::request r, std::error_code error);
+  task<> finish_write(nbd::request r, std::span<std::byte> copy);
   bool must_sync(const nbd::request& r) const noexcept;
   bool spawn(task<> work) noexcept;
   void task_done(const nbd::request& r) noexcept;

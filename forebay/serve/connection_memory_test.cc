@@ -200,6 +200,50 @@ TEST(ConnectionMemory, EverySomanythAllocationMayBeRefused) {
   expect_service(host, data);
 }
 
+// Whichever of the pieces that its tasks are made of is refused, each request is answered, or ends
+// the connection: none gives up on the way.
+TEST(ConnectionMemory, NoRequestIsForgotten) {
+  std::mt19937_64 rng(24);
+  const bytes data = random_payload(rng, 40'000);
+  const bytes page(data.begin(), data.begin() + page_bytes);
+  one_client_host host;
+  failing_memory& memory = host.failing();
+  std::uint64_t place = 0;  // where the cache has nothing yet
+  const auto refuse_each = [&](const char* what, auto ask) {
+    for (std::uint64_t n = 1;; ++n) {
+      bool refused = false;
+      host.serve([&](raw_client& c) {
+        ASSERT_TRUE(c.go("disk", true, true));
+        const timeval patience{.tv_sec = 5, .tv_usec = 0};
+        ASSERT_EQ(::setsockopt(c.fd(), SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience), 0);
+        memory.calls = memory.refused = 0;
+        memory.fail_at = n;
+        const std::uint32_t e = ask(c);
+        memory.fail_at = 0;
+        refused = memory.refused != 0;
+        EXPECT_TRUE(e == 0 || e == ENOMEM || (e == UINT32_MAX && c.at_end()))
+            << what << " without allocation " << n << ": " << e;
+      });
+      place += 90'112;
+      if (testing::Test::HasFailure() || !refused) return;
+      ASSERT_LT(n, 40u) << what;
+    }
+  };
+  refuse_each("write", [&](raw_client& c) { return c.write(place + 100, data); });
+  refuse_each("durable", [&](raw_client& c) { return c.write(place + 100, page, nbd::flag_fua); });
+  refuse_each("read", [&](raw_client& c) { return c.call(nbd::command::read, place, 40'960); });
+  refuse_each("zeroes", [&](raw_client& c) {
+    return c.call(nbd::command::write_zeroes, place + 100, 70'000);
+  });
+  refuse_each("trim",
+              [&](raw_client& c) { return c.call(nbd::command::trim, place + 100, 70'000); });
+  refuse_each("cache", [&](raw_client& c) { return c.call(nbd::command::cache, place, 40'960); });
+  refuse_each("flush", [&](raw_client& c) { return c.flush(); });
+  refuse_each("status",
+              [&](raw_client& c) { return c.call(nbd::command::block_status, 0, 1u << 20); });
+  EXPECT_EQ(memory.statistics().extra_bytes, 0u);
+}
+
 TEST(ConnectionMemory, AClientsOwnShareIsEnough) {
   std::mt19937_64 rng(23);
   const bytes data = random_payload(rng, 300'000);

@@ -222,7 +222,7 @@ task<> connection::receive_write(nbd::request r) {
   }
   if (!error && r.length != 0 && must_sync(r)) {
     while (!begin_request(r)) co_await task_ended();
-    if (spawn(finish_write(r, error))) co_return result<>{};
+    if (spawn(finish_write(r, {}))) co_return result<>{};
     end_request(r);
     error = std::make_error_code(std::errc::not_enough_memory);
   }
@@ -239,21 +239,11 @@ bool connection::write_aside(const nbd::request& r, std::span<const std::byte> d
   if (memory != nullptr) {
     auto* const copy = static_cast<std::byte*>(memory);
     std::memcpy(copy, data.data(), data.size());
-    if (spawn(write_waiting(r, {copy, data.size()}))) return true;
+    if (spawn(finish_write(r, {copy, data.size()}))) return true;
     host_.memory().free_extra(memory, data.size());
   }
   end_request(r);
   return false;
-}
-
-// The end of a write that could not be done at once; owns `copy`, its payload.
-task<> connection::write_waiting(nbd::request r, std::span<std::byte> copy) {
-  const result<> written = co_await session_.exported->space().write(r.end() - copy.size(), copy);
-  host_.memory().free_extra(copy.data(), copy.size());
-  // Not in the call: GCC 12 evaluates both sides of a conditional inside a co_await.
-  std::error_code error;
-  if (!written) error = written.error();
-  co_return co_await finish_write(r, error);
 }
 
 // A long write, applied as it comes in: the value is how it went; an error, that the client is
@@ -281,10 +271,19 @@ task<std::error_code> connection::write_streamed(const nbd::request& r) {
   co_return error;
 }
 
-// Makes a write durable if it has to be, and answers it.
-task<> connection::finish_write(nbd::request r, std::error_code error) {
+// Does the rest of a write whose payload ends with `copy`, which it owns, makes it durable if it
+// has to be, and answers it. All in one task: when it runs there is nothing more to get memory for
+// that the answer depends on.
+task<> connection::finish_write(nbd::request r, std::span<std::byte> copy) {
+  address_space& space = session_.exported->space();
+  std::error_code error;
+  if (!copy.empty()) {
+    const result<> written = co_await space.write(r.end() - copy.size(), copy);
+    host_.memory().free_extra(copy.data(), copy.size());
+    if (!written) error = written.error();
+  }
   if (!error && r.length != 0 && must_sync(r)) {
-    const result<> synced = co_await session_.exported->space().sync_range(r.offset, r.length);
+    const result<> synced = co_await space.sync_range(r.offset, r.length);
     if (!synced) error = synced.error();
   }
   while (!may_reply(small_reply)) co_await next_chance();
