@@ -481,8 +481,8 @@ item_stack* cpu_cache::take_all() noexcept {
     }
   }
   while (item_stack* m = full_from_depot()) add(m);
-  const auto share =
-      static_cast<std::uint32_t>(std::min<std::uint64_t>(n / (2 * slot_count_), magazine_items_));
+  const auto share = static_cast<std::uint32_t>(
+      std::min<std::uint64_t>(n / (std::uint64_t{2} * slot_count_), magazine_items_));
   refill_items_.store(std::max(share, 1u), std::memory_order_relaxed);  // relaxed: a hint
   return all;
 }

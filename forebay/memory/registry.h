@@ -65,6 +65,9 @@ class registered_memory {
   registered_memory(const registered_memory&) = delete;
   registered_memory& operator=(const registered_memory&) = delete;
 
+  // It must have withdrawn, in the destructor of the class that overrides report().
+  virtual ~registered_memory();
+
   // As enrolled: with its number, if it has one.
   const std::string& name() const noexcept { return name_; }
 
@@ -75,9 +78,6 @@ class registered_memory {
   enum class if_taken : std::uint8_t { refuse, number };
 
   explicit registered_memory(std::string name) noexcept : name_(std::move(name)) {}
-  // It must have withdrawn, in the destructor of the class that overrides report().
-  virtual ~registered_memory();
-
   // From now on snapshots show it. To be called when report() can be. Errors: EEXIST; EINVAL for
   // an empty name.
   result<> enroll(memory_registry& registry, if_taken taken = if_taken::refuse);

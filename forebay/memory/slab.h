@@ -111,7 +111,7 @@ class slab_cache final : public registered_memory, private free_list {
 
   // Every object must have been given back: otherwise a report names the cache and the objects, and
   // the process ends. destroy() is for who wants to be told.
-  ~slab_cache();
+  ~slab_cache() override;
   slab_cache(const slab_cache&) = delete;
   slab_cache& operator=(const slab_cache&) = delete;
 

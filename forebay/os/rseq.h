@@ -110,7 +110,7 @@ inline bool push(cpu_slot* slots, std::uint32_t slot_count, std::uint32_t item) 
 
 // Puts as many of `from` as there is room for, at most max_some; how many.
 inline std::uint32_t push_some(cpu_slot* slots, std::uint32_t slot_count, const std::uint32_t* from,
-                               std::uint32_t count) noexcept;
+                               std::uint32_t wanted) noexcept;
 
 // Loads `replacement` in place of `expected` if the caller still runs on `cpu` and that is what is
 // loaded there; then `expected` is the caller's alone. False changes nothing.

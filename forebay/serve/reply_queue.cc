@@ -146,7 +146,7 @@ void reply_queue::send_soon() noexcept {
   const bool enough = building_ != nullptr && building_->pin_count >= early_pins;
   if (!enough || sending_ != nullptr || broken_ || first_closed_ != nullptr) return kick();
   // Straight away: a submission's end would be seen only after all that is ready now.
-  take_next();
+  if (!take_next()) return;
   const std::int32_t n = send_now(fd_, sending_->message);
   if (n == -EAGAIN) return submit_send();
   sent(n);
