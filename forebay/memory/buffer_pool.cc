@@ -4,12 +4,12 @@
 #include <algorithm>
 #include <bit>
 #include <cstdio>
-#include <cstdlib>
 #include <functional>
 #include <new>
 #include <string_view>
 
 #include "forebay/base/assert.h"
+#include "forebay/base/debug_names.h"
 #include "forebay/memory/buffer_pool_parts.h"
 #include "forebay/os/cpu.h"
 
@@ -18,18 +18,6 @@ namespace {
 
 constexpr std::size_t default_grow_bytes = std::size_t{64} << 10;
 constexpr std::uint32_t magazine_buffers_max = 256;
-
-// Whether FOREBAY_POOL_DEBUG names this pool, or all.
-bool debug_wanted(std::string_view name) {
-  const char* text = std::getenv("FOREBAY_POOL_DEBUG");
-  if (text == nullptr) return false;
-  for (std::string_view rest = text; !rest.empty();) {
-    const std::string_view word = rest.substr(0, rest.find(','));
-    if (word == "1" || word == "all" || word == name) return true;
-    rest.remove_prefix(std::min(rest.size(), word.size() + 1));
-  }
-  return false;
-}
 
 // So many that each buffer's last owner is known, with some that share.
 std::uint32_t records_for(std::uint32_t buffers) noexcept {
@@ -137,7 +125,7 @@ buffer_pool::buffer_pool(arena& memory, const options& opts, const layout& l,
 }
 
 result<> buffer_pool::start(const options& opts) {
-  if (opts.debug || debug_wanted(opts.name) || tracker_.enabled()) {
+  if (opts.debug || named_in_environment("FOREBAY_POOL_DEBUG", opts.name) || tracker_.enabled()) {
     if (const auto on = set_debug(); !on) return on;
   }
   if (count_ != 0) {

@@ -31,7 +31,7 @@
 // The other policies of a free list (free_lists.h) go without CPU caches: the cache is closed for
 // good, and every number passes by the gate.
 //
-// Debug mode, on by option, by FOREBAY_POOL_DEBUG in the environment (1, "all", or names with
+// Debug mode, on by option, by FOREBAY_POOL_DEBUG in the environment ("*", or names with
 // commas between them) or by set_debug(): the stack of each allocation and release is kept by a
 // ref_tracker; what is freed twice, or still out when the pool is to go, is reported with the
 // stacks of its last owner. Without it these are errors as well, reported by a line.

@@ -4,10 +4,10 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <cstdlib>
 #include <unordered_map>
 
 #include "forebay/base/assert.h"
+#include "forebay/base/debug_names.h"
 
 namespace forebay {
 namespace {
@@ -19,20 +19,6 @@ constexpr std::uint32_t limit_max = 1u << 20;
 
 // The ticket of a holder for whom there was no record.
 constexpr ref_ticket untracked_ticket{.record = UINT32_MAX, .generation = 0};
-
-// Whether FOREBAY_REF_DEBUG asks for the tracker `name`.
-bool asked_for(std::string_view name) noexcept {
-  const char* const value = std::getenv("FOREBAY_REF_DEBUG");
-  if (value == nullptr) return false;
-  std::string_view rest = value;
-  if (rest == "1" || rest == "all") return true;
-  while (!rest.empty()) {
-    const std::size_t comma = std::min(rest.find(','), rest.size());
-    if (rest.substr(0, comma) == name) return true;
-    rest.remove_prefix(std::min(comma + 1, rest.size()));
-  }
-  return false;
-}
 
 }  // namespace
 
@@ -62,7 +48,7 @@ ref_tracker::ref_tracker(std::string name, options opts)
       options_{.records_max = std::min(opts.records_max, limit_max),
                .stacks_max = std::min(opts.stacks_max, limit_max),
                .quarantine = std::min(opts.quarantine, limit_max)},
-      enabled_(asked_for(name_)) {}
+      enabled_(named_in_environment("FOREBAY_REF_DEBUG", name_)) {}
 
 ref_tracker::~ref_tracker() {
   const std::string text = report();

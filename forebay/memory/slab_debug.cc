@@ -3,12 +3,12 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
 #include <new>
 #include <span>
 
 #include "forebay/base/cache_line.h"
+#include "forebay/base/debug_names.h"
 #include "forebay/base/stats.h"
 #include "forebay/os/clock.h"
 #include "forebay/os/stack_trace.h"
@@ -53,16 +53,7 @@ struct slab_debug::record {
 };
 
 bool slab_debug::asked_for(std::string_view name) noexcept {
-  const char* const value = std::getenv("FOREBAY_SLAB_DEBUG");
-  if (value == nullptr) return false;
-  std::string_view rest = value;
-  while (!rest.empty()) {
-    const std::size_t comma = std::min(rest.find(','), rest.size());
-    const std::string_view word = rest.substr(0, comma);
-    if (word == name || word == "*") return true;
-    rest.remove_prefix(std::min(comma + 1, rest.size()));
-  }
-  return false;
+  return named_in_environment("FOREBAY_SLAB_DEBUG", name);
 }
 
 slab_debug::slab_debug(std::size_t object_bytes, std::size_t alignment, bool fill) noexcept
