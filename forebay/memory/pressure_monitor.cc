@@ -63,7 +63,7 @@ void pressure_monitor::add(result<pressure_source> source, const std::string& wh
 
 void pressure_monitor::open_sources() {
   if (!charged_) {
-    remarks_.push_back(
+    remarks_.emplace_back(
         "reserved huge pages are no part of what a control group's limit counts, and "
         "are of use to nobody else: they are kept");
     return;
@@ -73,7 +73,7 @@ void pressure_monitor::open_sources() {
   add(pressure_source::psi(psi, options_.full, memory_pressure::critical), psi + " (full)");
   auto group = memory_cgroup::find(options_.root);
   if (!group) {
-    remarks_.push_back("no memory control group is known, so no limits but the machine's");
+    remarks_.emplace_back("no memory control group is known, so no limits but the machine's");
     return;
   }
   group_ = std::move(*group);
