@@ -22,6 +22,14 @@ namespace forebay {
 // counters.
 unsigned thread_number() noexcept;
 
+// A statistic that slow paths count in one shared word: any thread. relaxed: it orders nothing.
+inline void add_to(std::atomic<std::uint64_t>& statistic, std::uint64_t n = 1) noexcept {
+  statistic.fetch_add(n, std::memory_order_relaxed);  // relaxed: see above
+}
+inline std::uint64_t value_of(const std::atomic<std::uint64_t>& statistic) noexcept {
+  return statistic.load(std::memory_order_relaxed);  // relaxed: see above
+}
+
 class counter {
  public:
   void add(std::int64_t n = 1) noexcept {

@@ -10,6 +10,7 @@
 
 #include "forebay/base/assert.h"
 #include "forebay/base/debug_names.h"
+#include "forebay/base/stats.h"
 #include "forebay/memory/buffer_pool_parts.h"
 #include "forebay/os/cpu.h"
 
@@ -22,10 +23,6 @@ constexpr std::uint32_t magazine_buffers_max = 256;
 // So many that each buffer's last owner is known, with some that share.
 std::uint32_t records_for(std::uint32_t buffers) noexcept {
   return std::min(2 * buffers + 1024, std::uint32_t{1} << 20);
-}
-
-void count(std::atomic<std::uint64_t>& statistic) noexcept {
-  statistic.fetch_add(1, std::memory_order_relaxed);  // relaxed: a statistic, it orders nothing
 }
 
 }  // namespace
@@ -235,7 +232,7 @@ bool buffer_pool::grow() noexcept {
   batch* const empty =
       std::find_if(batches_.get() + 1, end, [](const batch& b) { return b.count == 0; });
   if (empty == end || !make_batch(*empty, std::min(grow_count_, limit_ - total))) return false;
-  count(grows_);
+  add_to(grows_);
   return true;
 }
 
@@ -282,7 +279,7 @@ std::uint64_t buffer_pool::release_free_batches(std::span<std::uint32_t> items,
     if (number != 0 && n == b.count && released < bytes) {
       released += std::uint64_t{b.count} * stride_;
       release_batch(b);
-      count(shrinks_);
+      add_to(shrinks_);
     } else {
       std::copy_n(items.begin() + static_cast<std::ptrdiff_t>(i), n,
                   items.begin() + static_cast<std::ptrdiff_t>(kept));

@@ -7,6 +7,7 @@
 
 #include <fmt/format.h>
 
+#include "forebay/base/stats.h"
 #include "forebay/memory/buffer_pool_parts.h"
 #include "forebay/os/clock.h"
 #include "forebay/os/futex.h"
@@ -15,14 +16,6 @@ namespace forebay {
 namespace {
 
 constexpr std::uint64_t misuses_printed = 16;
-
-// relaxed, in both: statistics, they order nothing.
-void count(std::atomic<std::uint64_t>& statistic) noexcept {
-  statistic.fetch_add(1, std::memory_order_relaxed);  // relaxed: see above
-}
-std::uint64_t read(const std::atomic<std::uint64_t>& statistic) noexcept {
-  return statistic.load(std::memory_order_relaxed);  // relaxed: see above
-}
 
 // A thread that waits for a buffer, on its own stack.
 struct waiting_thread : buffer_wait {
@@ -87,7 +80,7 @@ void buffer_pool::serve() noexcept {
       std::uint32_t item = cpu_cache::none;
       if (list_->take({&item, 1}) == 0) break;
       count_out(1);
-      count(granted_);
+      add_to(granted_);
       buffer_wait& w = *waiters_.pop_front();
       waiting_.fetch_sub(1, std::memory_order_relaxed);  // relaxed: under wait_lock_
       w.item_ = item;
@@ -116,7 +109,7 @@ std::uint32_t buffer_pool::take_or_grow() noexcept {
 
 std::uint32_t buffer_pool::take_or_fail() noexcept {
   const std::uint32_t item = take_or_grow();
-  if (item == cpu_cache::none) count(failures_);
+  if (item == cpu_cache::none) add_to(failures_);
   return item;
 }
 
@@ -148,12 +141,11 @@ result<> buffer_pool::free_bulk_raw(std::span<buffer* const> buffers) noexcept {
   std::array<std::uint32_t, 64> items;
   std::size_t n = 0;
   for (buffer* b : buffers) {
-    if (b->pool_ != this || b->refs_.value() != 1 || tracker_.enabled()) [[unlikely]] {
+    if (b->pool_ != this || tracker_.enabled() || !b->refs_.put_if_last()) [[unlikely]] {
       const auto freed = free_with_care(*b);
       if (!freed && first_error) first_error = freed;
       continue;
     }
-    if (!b->refs_.put()) continue;
     items[n++] = b->index_;
     if (n == items.size()) cache_.push(std::span(items).first(std::exchange(n, 0)));
   }
@@ -171,10 +163,10 @@ bool buffer_pool::enqueue(buffer_wait& w) noexcept {
   if (w.item_ != cpu_cache::none) return false;
   if (total() == 0) {
     w.error_ = ENOMEM;
-    count(failures_);
+    add_to(failures_);
     return false;
   }
-  count(waits_);
+  add_to(waits_);
   w.closed_ = true;
   const scoped_lock hold_too(wait_lock_);
   waiters_.push_back(w);
@@ -311,24 +303,24 @@ void buffer_pool::report_misuse(const buffer& b, const char* what) noexcept {
 buffer_pool_statistics buffer_pool::statistics() const noexcept {
   const cpu_cache_statistics c = cache_.statistics();
   buffer_pool_statistics s;
-  s.allocations = c.pops + read(granted_);
+  s.allocations = c.pops + value_of(granted_);
   // relaxed: levels, which order nothing.
   const std::int64_t out = out_.load(std::memory_order_relaxed);
   s.in_use = static_cast<std::uint64_t>(
       std::max<std::int64_t>(out - static_cast<std::int64_t>(c.cached), 0));
   s.frees = s.allocations - std::min(s.allocations, s.in_use);
-  s.failures = read(failures_);
-  s.waits = read(waits_);
+  s.failures = value_of(failures_);
+  s.waits = value_of(waits_);
   // relaxed: as above.
   s.high_watermark = static_cast<std::uint64_t>(out_max_.load(std::memory_order_relaxed));
   s.total = total();
   s.cached = c.cached;
   s.waiting = waiting_.load(std::memory_order_relaxed);  // relaxed: as above
   s.cpu_hits = cached_ ? c.pops - std::min(c.pops, c.slow_pops) : 0;
-  s.grows = read(grows_);
-  s.shrinks = read(shrinks_);
-  s.misuses = read(misuses_);
-  s.bytes = read(piece_bytes_) + s.total * sizeof(buffer);
+  s.grows = value_of(grows_);
+  s.shrinks = value_of(shrinks_);
+  s.misuses = value_of(misuses_);
+  s.bytes = value_of(piece_bytes_) + s.total * sizeof(buffer);
   s.per_cpu = cached_ && c.per_cpu;
   s.debug = tracker_.enabled();
   return s;

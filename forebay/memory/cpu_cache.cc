@@ -45,15 +45,6 @@ constexpr unsigned looks_max = 60;
 constexpr unsigned looks_in_haste = 20;
 constexpr std::chrono::microseconds look_pause{100};
 
-// relaxed: statistics, they order nothing.
-void count(std::atomic<std::uint64_t>& statistic, std::uint64_t n = 1) noexcept {
-  statistic.fetch_add(n, std::memory_order_relaxed);  // relaxed: see above
-}
-
-std::uint64_t read(const std::atomic<std::uint64_t>& statistic) noexcept {
-  return statistic.load(std::memory_order_relaxed);  // relaxed: see above
-}
-
 // For who has the magazine alone.
 void set_word(item_stack& m, std::uint64_t word) noexcept {
   m.word.store(word, std::memory_order_relaxed);  // relaxed: handing it on publishes it
@@ -82,12 +73,11 @@ cpu_cache::cpu_cache(free_list& backing, const options& opts) noexcept
       magazine_items_(std::clamp(opts.magazine_items, 1u, item_stack::max_capacity)),
       depot_magazines_(opts.depot_magazines),
       slot_count_(slots_wanted(per_cpu_)),
-      slot_array_(new(std::nothrow) cpu_slot[slot_count_]),
-      slots_(slot_array_.get()),
+      slots_(new(std::nothrow) cpu_slot[slot_count_]),
       locks_(per_cpu_ ? nullptr : new(std::nothrow) slot_lock[slot_count_]),
       refill_items_(magazine_items_) {
   // Without memory for the slots there are no caches: every call goes to the backing list.
-  if (!slot_array_ || (!per_cpu_ && !locks_)) slot_count_ = 0;
+  if (!slots_ || (!per_cpu_ && !locks_)) slot_count_ = 0;
   cpu_slot_count_ = per_cpu_ ? slot_count_ : 0;
   for (std::uint32_t i = 0; i < slot_count_; ++i) load(i, &unloaded_);
 }
@@ -115,7 +105,7 @@ std::size_t cpu_cache::pop_loaded(std::span<std::uint32_t> items) noexcept {
   const auto wanted =
       static_cast<std::uint32_t>(std::min<std::size_t>(items.size(), item_stack::max_capacity));
 #if FOREBAY_HAVE_RSEQ
-  if (per_cpu_) return cpu_stack::pop_some(slots_, slot_count_, items.data(), wanted);
+  if (per_cpu_) return cpu_stack::pop_some(slots_.get(), slot_count_, items.data(), wanted);
 #endif
   const std::uint32_t slot = slot_number();
   if (slot >= slot_count_) return 0;
@@ -133,7 +123,7 @@ std::size_t cpu_cache::push_loaded(std::span<const std::uint32_t> items) noexcep
   const auto wanted =
       static_cast<std::uint32_t>(std::min<std::size_t>(items.size(), item_stack::max_capacity));
 #if FOREBAY_HAVE_RSEQ
-  if (per_cpu_) return cpu_stack::push_some(slots_, slot_count_, items.data(), wanted);
+  if (per_cpu_) return cpu_stack::push_some(slots_.get(), slot_count_, items.data(), wanted);
 #endif
   const std::uint32_t slot = slot_number();
   if (slot >= slot_count_) return 0;
@@ -148,7 +138,7 @@ std::size_t cpu_cache::push_loaded(std::span<const std::uint32_t> items) noexcep
 bool cpu_cache::replace(std::uint32_t slot, item_stack* expected,
                         item_stack* replacement) noexcept {
 #if FOREBAY_HAVE_RSEQ
-  if (per_cpu_) return cpu_stack::replace(slots_, slot, expected, replacement);
+  if (per_cpu_) return cpu_stack::replace(slots_.get(), slot, expected, replacement);
 #endif
   const scoped_lock hold(locks_[slot].lock);
   // acquire: for who reads the count without the lock; release: publishes the replacement's items.
@@ -189,7 +179,7 @@ void cpu_cache::push(std::span<const std::uint32_t> items) noexcept {
 std::uint32_t cpu_cache::pop_slow() noexcept {
   std::uint32_t item = none;
   if (!per_cpu_ && pop_loaded({&item, 1}) == 1) return item;
-  count(slow_pops_);
+  add_to(slow_pops_);
   item = pop_magazine();
   return item != none ? item : pop_when_dry();
 }
@@ -251,7 +241,7 @@ void cpu_cache::push_slow(std::span<const std::uint32_t> items) noexcept {
 std::uint32_t cpu_cache::pop_directly() noexcept {
   std::uint32_t item = none;
   if (backing_.take({&item, 1}) == 0) return none;
-  count(direct_pops_);
+  add_to(direct_pops_);
   return item;
 }
 
@@ -292,19 +282,11 @@ std::uint64_t cpu_cache::loaded_pops() const noexcept {
 std::uint32_t cpu_cache::take_back() noexcept {
   std::uint32_t item = none;
   const hands full_handed(*this);
-  item_stack* taken = nullptr;
-  {
-    const scoped_lock hold(reclaim_lock_);
-    if (closes_ != 0 || slot_count_ == 0) return none;
-    count(reclaims_);
-    unload_all();
-    taken = take_all();
-    load_all();
-  }
+  item_stack* const taken = take_all_and_go_on();
   if (taken != nullptr) {
     item = taken->items()[taken->count() - 1];
     set_word(*taken, taken->count() - 1);
-    count(direct_pops_);
+    add_to(direct_pops_);
   }
   drain_list(taken);
   return item;
@@ -333,7 +315,7 @@ bool cpu_cache::refill(item_stack& m) noexcept {
   const std::size_t n = backing_.take({m.items(), wanted});
   if (n == 0) return false;
   set_word(m, n);
-  count(refills_);
+  add_to(refills_);
   if (n == wanted && wanted < magazine_items_) {
     refill_items_.store(std::min(2 * wanted, magazine_items_),
                         std::memory_order_relaxed);  // relaxed: a hint
@@ -359,7 +341,7 @@ item_stack* cpu_cache::new_magazine() noexcept {
   if (memory == nullptr) return nullptr;
   item_stack* m = new (memory) item_stack;
   m->capacity = magazine_items_;
-  count(magazines_);
+  add_to(magazines_);
   return m;
 }
 
@@ -378,7 +360,7 @@ void cpu_cache::retire(cpu_slot& slot, item_stack* m) noexcept {
 }
 
 void cpu_cache::fold_pops(item_stack& m) noexcept {
-  count(pops_, m.pops());
+  add_to(pops_, m.pops());
   set_word(m, m.count());
 }
 
@@ -392,7 +374,7 @@ void cpu_cache::to_depot(item_stack* m) noexcept {
       m->next = full_;
       full_ = m;
       ++full_count_;
-      count(depot_items_, m->count());
+      add_to(depot_items_, m->count());
       return;
     }
   }
@@ -409,7 +391,7 @@ item_stack* cpu_cache::full_from_depot() noexcept {
   full_ = m->next;
   --full_count_;
   prefetch<false>(m, m->count());
-  count(depot_items_, -std::uint64_t{m->count()});
+  add_to(depot_items_, -std::uint64_t{m->count()});
   return m;
 }
 
@@ -421,7 +403,7 @@ item_stack* cpu_cache::empty_from_depot() noexcept {
 }
 
 void cpu_cache::drain(item_stack& m) noexcept {
-  count(drains_);
+  add_to(drains_);
   backing_.give({m.items(), m.count()});
   set_word(m, 0);
 }
@@ -487,18 +469,20 @@ item_stack* cpu_cache::take_all() noexcept {
   return all;
 }
 
+// The magazines with items, linked by next, which are the caller's; the slots stay in use.
+item_stack* cpu_cache::take_all_and_go_on() noexcept {
+  const scoped_lock hold(reclaim_lock_);
+  if (closes_ != 0 || slot_count_ == 0) return nullptr;
+  add_to(reclaims_);
+  unload_all();
+  item_stack* const taken = take_all();
+  load_all();
+  return taken;
+}
+
 std::size_t cpu_cache::reclaim() noexcept {
   const hands full_handed(*this);
-  item_stack* taken = nullptr;
-  {
-    const scoped_lock hold(reclaim_lock_);
-    if (closes_ != 0 || slot_count_ == 0) return 0;
-    count(reclaims_);
-    unload_all();
-    taken = take_all();
-    load_all();
-  }
-  return drain_list(taken);
+  return drain_list(take_all_and_go_on());
 }
 
 void cpu_cache::close() noexcept {
@@ -525,7 +509,7 @@ void cpu_cache::open() noexcept {
 // --- statistics ---
 
 std::uint64_t cpu_cache::cached() const noexcept {
-  std::uint64_t n = read(depot_items_);
+  std::uint64_t n = value_of(depot_items_);
   for (std::uint32_t i = 0; i < slot_count_; ++i) {
     // acquire: what is read of the magazine was written before it was put there.
     const item_stack* loaded = slots_[i].loaded.load(std::memory_order_acquire);
@@ -538,13 +522,13 @@ std::uint64_t cpu_cache::cached() const noexcept {
 
 cpu_cache_statistics cpu_cache::statistics() const noexcept {
   cpu_cache_statistics s;
-  s.pops = read(pops_) + read(direct_pops_) + loaded_pops();
-  s.slow_pops = read(slow_pops_);
-  s.refills = read(refills_);
-  s.drains = read(drains_);
-  s.reclaims = read(reclaims_);
+  s.pops = value_of(pops_) + value_of(direct_pops_) + loaded_pops();
+  s.slow_pops = value_of(slow_pops_);
+  s.refills = value_of(refills_);
+  s.drains = value_of(drains_);
+  s.reclaims = value_of(reclaims_);
   s.cached = cached();
-  s.magazines = read(magazines_);
+  s.magazines = value_of(magazines_);
   s.per_cpu = per_cpu_;
   return s;
 }

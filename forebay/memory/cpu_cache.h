@@ -10,7 +10,8 @@
 // sequence on the loaded one: no locked instruction, no line that another CPU writes. When it is
 // empty (full), it is exchanged for the spare one or a full (empty) one of the depot, so what one
 // CPU frees and another allocates travels by the magazine. When the backing list is dry too, what
-// all CPUs and the depot hold is taken back (reclaim), so no item is ever out of reach.
+// all CPUs and the depot hold is taken back (reclaim), so no item that lies in a cache is out of
+// reach, though all threads of that CPU sleep.
 //
 // Where restartable sequences cannot be had (rseq_usable() is false, or the option says so), the
 // slots belong to threads instead of CPUs, several threads to a slot, each slot with a lock. All
@@ -40,10 +41,10 @@ namespace forebay {
 
 struct cpu_cache_statistics {
   std::uint64_t pops = 0;  // items handed out, from wherever they came
-  std::uint64_t slow_pops =
-      0;                      // of these, calls that did not find their items in the CPU's magazine
-  std::uint64_t refills = 0;  // magazines filled from the backing list
-  std::uint64_t drains = 0;   // magazines emptied into it
+  // Calls that did not find enough in the CPU's magazine, failed ones too.
+  std::uint64_t slow_pops = 0;
+  std::uint64_t refills = 0;   // magazines filled from the backing list
+  std::uint64_t drains = 0;    // magazines emptied into it
   std::uint64_t reclaims = 0;  // times that all CPUs' items were taken back
   std::uint64_t cached = 0;    // items in all magazines now; exact at rest
   std::uint64_t magazines = 0;
@@ -74,7 +75,7 @@ class alignas(no_sharing_bytes) cpu_cache {
   std::uint32_t pop() noexcept {
 #if FOREBAY_HAVE_RSEQ
     std::uint32_t item;
-    if (cpu_stack::pop(slots_, cpu_slot_count_, item)) [[likely]]
+    if (cpu_stack::pop(slots_.get(), cpu_slot_count_, item)) [[likely]]
       return item;
 #endif
     return pop_slow();
@@ -83,7 +84,7 @@ class alignas(no_sharing_bytes) cpu_cache {
   // Takes an item back. Any thread; never fails.
   void push(std::uint32_t item) noexcept {
 #if FOREBAY_HAVE_RSEQ
-    if (cpu_stack::push(slots_, cpu_slot_count_, item)) [[likely]]
+    if (cpu_stack::push(slots_.get(), cpu_slot_count_, item)) [[likely]]
       return;
 #endif
     push_slow({&item, 1});
@@ -143,6 +144,7 @@ class alignas(no_sharing_bytes) cpu_cache {
   void unload_all() noexcept FOREBAY_REQUIRES(reclaim_lock_);
   void load_all() noexcept FOREBAY_REQUIRES(reclaim_lock_);
   item_stack* take_all() noexcept FOREBAY_REQUIRES(reclaim_lock_);
+  item_stack* take_all_and_go_on() noexcept FOREBAY_EXCLUDES(reclaim_lock_);
 
   // Read by every call, written at the start only (but closing_). The class is aligned so that
   // nothing that is written often shares their lines.
@@ -153,8 +155,7 @@ class alignas(no_sharing_bytes) cpu_cache {
   const std::uint32_t depot_magazines_;
   std::uint32_t slot_count_;      // a power of two where slots belong to threads
   std::uint32_t cpu_slot_count_;  // of slots that belong to CPUs: slot_count_, or 0
-  std::unique_ptr<cpu_slot[]> slot_array_;
-  cpu_slot* slots_;                     // slot_array_
+  std::unique_ptr<cpu_slot[]> slots_;
   std::unique_ptr<slot_lock[]> locks_;  // of the slots, where they belong to threads
 
   // Stand-ins for a magazine, without items and without room: of a slot that never had one, and of
