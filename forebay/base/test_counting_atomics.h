@@ -41,6 +41,9 @@ struct counting_atomics {
     std::atomic<T> value_;
   };
 
+  template <typename T>
+  using plain = real_atomics::plain<T>;
+
   static void fence(std::memory_order order) noexcept { std::atomic_thread_fence(order); }
 };
 
