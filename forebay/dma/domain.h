@@ -15,6 +15,8 @@
 // Ordering: between map() or sync_for_device() and the device's looking lies a doorbell, between
 // the device's end and unmap() or sync_for_cpu() a completion, both of which order memory.
 //
+// Several pieces at once: sg_segments.h.
+//
 // Guards: a domain says itself which threads may call it; those here that have no other comment
 // allow any thread.
 #pragma once
@@ -40,9 +42,9 @@ class dma_domain {
 
   // Gives `memory` to the device, to be used in direction `d`, under the address in the result. The
   // memory must stay until unmap(). Errors, nothing is mapped then: EINVAL for no bytes,
-  // errc::too_large for more than one segment can have or across the domain's boundary, EFAULT for
-  // memory that the device cannot reach, ENOSPC when there is no room for another translation,
-  // ENOMEM.
+  // errc::too_large for more than one segment can have, across the domain's boundary, or in two
+  // places of the device's; EFAULT for memory that the device cannot reach, ENOSPC when there is no
+  // room for another translation, ENOMEM.
   [[nodiscard]] result<dma_segment> map(
       std::span<std::byte> memory, dma_direction d,
       std::source_location where = std::source_location::current()) noexcept {
@@ -50,7 +52,7 @@ class dma_domain {
     if (memory.empty()) return fail(EINVAL);
     if (memory.size() > limits_.max_segment_bytes) return fail(errc::too_large);
     const result<dma_segment> s = do_map(memory, d);
-    if (s && !keeps_to(*s, limits_)) [[unlikely]] {
+    if (s && (s->length != memory.size() || !keeps_to(*s, limits_))) [[unlikely]] {
       do_unmap(*s, d);
       return fail(errc::too_large);
     }
@@ -71,10 +73,16 @@ class dma_domain {
   }
 
  protected:
+  static constexpr std::size_t max_mapping_bytes = std::size_t{1} << 31;
+
   dma_domain(std::string name, const dma_limits& limits) noexcept
       : name_(std::move(name)), limits_(limits) {}
 
-  // For map(): `memory` has bytes, no more than one segment can have.
+  // The limits are not do_map()'s concern: who calls it splits what it gives, or undoes it.
+  // `memory` has 1 to max_mapping_bytes bytes. A domain in which they are not contiguous maps the
+  // first part that is, and says so by the segment's length; what follows it in the memory then has
+  // another region, or not the next address. do_unmap() gets exactly the segments that do_map()
+  // gave, each once, in any order.
   virtual result<dma_segment> do_map(std::span<std::byte> memory, dma_direction d) noexcept = 0;
   virtual void do_unmap(const dma_segment& s, dma_direction d) noexcept = 0;
   // Where CPU and device see the same memory, as on all of today's hardware that is cache coherent,
@@ -85,6 +93,8 @@ class dma_domain {
                                   dma_direction) noexcept {}
 
  private:
+  friend class segment_mapper;  // sg_segments.cc
+
   const std::string name_;
   const dma_limits limits_;
 };
