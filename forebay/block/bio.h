@@ -16,6 +16,7 @@
 #include <cstdint>
 #include <span>
 
+#include "forebay/dma/segment.h"
 #include "forebay/os/file.h"
 #include "forebay/ring/completion.h"
 
@@ -70,16 +71,14 @@ struct bio : completion {
   std::span<const iovec> used_segments() const noexcept { return {segments.data(), segment_count}; }
   std::uint64_t end_bytes() const noexcept { return offset_bytes + length_bytes; }
 
-  // For the device that works on the bio: its own lower operation. A transfer that was cut short is
-  // carried on in the bio's own segments, from `first_segment` on, of which the front is taken off;
-  // they are as they were again when the bio ends.
+  // For the device that works on the bio: its own lower operation, and where it sees the segments.
   struct lower_operation : completion {
     bio* upper = nullptr;
     device* worker = nullptr;
     std::uint64_t done_bytes = 0;
     bool syncing = false;  // the transfer is over, what makes it durable is under way
-    std::uint16_t first_segment = 0;
-    iovec whole{};  // what that segment was; without bytes, none is cut
+    std::uint16_t mapped_count = 0;
+    std::array<dma_segment, max_segments> mapped;  // not initialised
   };
   lower_operation lower;
 

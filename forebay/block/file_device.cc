@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "forebay/dma/sg_segments.h"
 #include "forebay/ring/loop.h"
 
 namespace forebay {
@@ -16,42 +17,19 @@ zero_mode zero_mode_of(const bio& b) noexcept {
                                                                        : zero_mode::deallocate;
 }
 
-// Gives a bio that was cut short its segments back.
-void make_whole(bio& b) noexcept {
-  if (b.lower.whole.iov_len != 0) b.segments[b.lower.first_segment] = b.lower.whole;
-  b.lower.first_segment = 0;
-  b.lower.whole = {};
+dma_direction direction_of(const bio& b) noexcept {
+  return b.op == bio_op::write ? dma_direction::to_device : dma_direction::from_device;
 }
 
-// Takes what has been done off the front of a bio's segments; some is left.
-void cut(bio& b) noexcept {
-  make_whole(b);
-  std::uint64_t done = b.lower.done_bytes;
-  std::uint16_t i = 0;
-  for (; done >= b.segments[i].iov_len; ++i) done -= b.segments[i].iov_len;
-  iovec& s = b.segments[i];
-  b.lower.first_segment = i;
-  b.lower.whole = s;
-  s = {static_cast<std::byte*>(s.iov_base) + done, s.iov_len - done};
-}
-
-uring_submission transfer_of(const bio& b, int fd, bool dsync) noexcept {
-  uring_submission s;
-  const std::span<const iovec> segments = b.used_segments().subspan(b.lower.first_segment);
-  const bool write = b.op == bio_op::write;
-  s.fd = fd;
-  s.offset_bytes = b.offset_bytes + b.lower.done_bytes;
-  s.flags = dsync ? rwf_dsync : 0;
-  if (segments.size() == 1) {
-    s.opcode = write ? uring_opcode::write : uring_opcode::read;
-    s.address = segments.front().iov_base;
-    s.length = static_cast<std::uint32_t>(segments.front().iov_len);
-  } else {
-    s.opcode = write ? uring_opcode::writev : uring_opcode::readv;
-    s.address = segments.data();
-    s.length = static_cast<std::uint32_t>(segments.size());
-  }
-  return s;
+// What is left of a transfer of which the front has been done.
+uring_request transfer_of(const bio& b, int fd, bool dsync) noexcept {
+  std::span<const dma_segment> left(b.lower.mapped.data(), b.lower.mapped_count);
+  std::uint64_t skip = b.lower.done_bytes;
+  for (; skip >= left.front().length; left = left.subspan(1)) skip -= left.front().length;
+  const auto skip_bytes = static_cast<std::uint32_t>(skip);
+  const std::uint64_t offset = b.offset_bytes + b.lower.done_bytes;
+  if (b.op == bio_op::read) return uring_request::read(fd, left, offset, skip_bytes);
+  return uring_request::write(fd, left, offset, dsync ? rwf_dsync : 0, skip_bytes);
 }
 
 }  // namespace
@@ -83,45 +61,44 @@ void file_device::submit(bio& b) noexcept {
   b.lower.worker = this;
   b.lower.done_bytes = 0;
   b.lower.syncing = false;
-  b.lower.first_segment = 0;
-  b.lower.whole = {};
+  b.lower.mapped_count = 0;
   b.lower.run = [](completion& c) noexcept {
     auto& lower = static_cast<bio::lower_operation&>(c);
     static_cast<file_device*>(lower.worker)->ended(*lower.upper, c.status);
   };
-  if (loop* on = loop::current(); on != nullptr) {
-    start(*on, b);
-  } else {
+  loop* const on = loop::current();
+  if (on == nullptr) {
     const result<> r = do_now(b);
-    finish(b, r ? 0 : -to_errno(r.error()));
+    return finish(b, r ? 0 : -to_errno(r.error()));
   }
+  if (is_transfer(b)) {
+    const auto mapped =
+        map_segments(on->registered(), b.used_segments(), direction_of(b), b.lower.mapped);
+    if (!mapped) return finish(b, -to_errno(mapped.error()));
+    b.lower.mapped_count = static_cast<std::uint16_t>(*mapped);
+  }
+  start(*on, b);
 }
 
 void file_device::start(loop& on, bio& b) noexcept {
-  uring_submission s;
-  s.fd = file_.fd();
+  const int fd = file_.fd();
   switch (b.op) {
     case bio_op::read:
     case bio_op::write:
-      if (b.lower.syncing) {
-        s.opcode = uring_opcode::fdatasync;
-        break;
-      }
-      s = transfer_of(b, file_.fd(), is_fua(b) && limits_.direct);
-      break;
+      if (b.lower.syncing) break;
+      return on.submit(transfer_of(b, fd, is_fua(b) && limits_.direct), b.lower);
     case bio_op::flush:
-      s.opcode = uring_opcode::fdatasync;
       break;
     case bio_op::discard:
     case bio_op::write_zeroes:
-      s.opcode = uring_opcode::fallocate;
-      s.offset_bytes = b.offset_bytes;
-      s.extent_bytes = b.length_bytes;
-      s.flags =
-          zero_mode_of(b) == zero_mode::deallocate ? fallocate_punch_hole : fallocate_zero_range;
-      break;
+      return on.submit(
+          uring_request::fallocate(fd,
+                                   zero_mode_of(b) == zero_mode::deallocate ? fallocate_punch_hole
+                                                                            : fallocate_zero_range,
+                                   b.offset_bytes, b.length_bytes),
+          b.lower);
   }
-  on.submit(s, b.lower);
+  on.submit(uring_request::fdatasync(fd), b.lower);
 }
 
 // The ring's word on a lower operation: done, to be carried on, or failed.
@@ -138,12 +115,15 @@ void file_device::ended(bio& b, std::int32_t status) noexcept {
   // Nothing at all was moved: the end of the file, which lies inside the device's size only if
   // somebody shrank it.
   if (status == 0) return finish(b, -EIO);
-  cut(b);
   start(on, b);
 }
 
 void file_device::finish(bio& b, std::int32_t status) noexcept {
-  make_whole(b);
+  if (b.lower.mapped_count != 0) {
+    unmap_segments(loop::current()->registered(), b.used_segments(), direction_of(b),
+                   std::span(b.lower.mapped).first(b.lower.mapped_count));
+    b.lower.mapped_count = 0;
+  }
   if ((b.op == bio_op::discard || b.op == bio_op::write_zeroes) &&
       (status == -EOPNOTSUPP || status == -ENOSYS || status == -ENODEV)) {
     status = -ENOTSUP;

@@ -80,7 +80,7 @@ const char* name_of(where w) {
   return w == where::ring ? "ring" : w == where::plain_thread ? "plain_thread" : "ring_registered";
 }
 
-result<> run(where w, task<> work, device* d = nullptr, const arena* memory = nullptr) {
+result<> run(where w, task<> work, device* d = nullptr, arena* memory = nullptr) {
   if (w == where::plain_thread) return sync_wait(std::move(work));
   result<> outcome;
   struct keep {
@@ -101,7 +101,7 @@ result<> run(where w, task<> work, device* d = nullptr, const arena* memory = nu
         const std::array<int, 1> fds{d->registrable_fd()};
         EXPECT_TRUE(here.queue().register_files(fds));
         if (memory == nullptr) return;
-        EXPECT_TRUE(here.queue().register_arena(*memory));
+        EXPECT_TRUE(here.registered().add(*memory));
       });
   return outcome;
 }
@@ -112,7 +112,7 @@ task<> transfer(device& d, bio& b) {
   co_return result<>{};
 }
 
-int operate(where w, device& d, bio& b, const arena* memory = nullptr) {
+int operate(where w, device& d, bio& b, arena* memory = nullptr) {
   const auto r = run(w, transfer(d, b), &d, memory);
   return r ? 0 : r.error().value();
 }

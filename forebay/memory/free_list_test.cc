@@ -215,6 +215,9 @@ TEST(LockFreeStack, TheLastPushedIsTheFirstPopped) {
 // A policy whose links tell when they are read: there the test lets another thread's pops and
 // pushes happen, which leave the same item on top.
 struct interrupted_atomics {
+  template <typename T>
+  using plain = real_atomics::plain<T>;
+
   static inline void (*on_link_load)() = nullptr;
 
   template <typename T>

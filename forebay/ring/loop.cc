@@ -1,26 +1,33 @@
 #include "forebay/ring/loop.h"
 
+#include <new>
+
 namespace forebay {
 
 result<std::unique_ptr<loop>> loop::create(unsigned entries) {
-  auto queue = uring_queue_pair::create(entries);
-  if (!queue) return fail(queue.error());
+  auto ring = uring::create(entries);
+  if (!ring) return fail(ring.error());
   auto wakeup = make_event_fd();
   if (!wakeup) return fail(wakeup.error());
-  return std::unique_ptr<loop>(new loop(std::move(*queue), std::move(*wakeup)));
+  std::unique_ptr<loop> made(new (std::nothrow) loop(std::move(*ring), std::move(*wakeup)));
+  if (made == nullptr) return fail(ENOMEM);
+  auto count =
+      own<std::span<std::byte>>(std::as_writable_bytes(std::span(&made->wakeup_count_, 1)));
+  auto mapped = std::move(count).map(made->plain(), dma_direction::from_device);
+  if (!mapped) return fail(mapped.error());
+  made->wakeup_memory_ = std::move(*mapped);
+  return made;
 }
 
-loop::loop(uring_queue_pair queue, unique_fd wakeup) noexcept
-    : queue_(std::move(queue)), wakeup_(std::move(wakeup)) {
+loop::loop(uring ring, unique_fd wakeup) noexcept
+    : wakeup_(std::move(wakeup)), queue_(std::move(ring)) {
   woken_.run = [](completion&) noexcept { loop::current()->listen_for_wakeups(); };
+  // What an arena asks is answered by the next doorbell.
+  registered().set_waker([](void* self) noexcept { static_cast<loop*>(self)->wake(); }, this);
 }
 
 void loop::listen_for_wakeups() noexcept {
-  submit({.opcode = uring_opcode::read,
-          .fd = wakeup_.get(),
-          .address = &wakeup_count_,
-          .length = sizeof wakeup_count_},
-         woken_);
+  submit(uring_request::read(wakeup_.get(), {&wakeup_memory_->segment(), 1}, 0), woken_);
 }
 
 void loop::wake() noexcept { signal_event_fd(wakeup_.get()); }
@@ -30,9 +37,9 @@ void loop::stop() noexcept {
   wake();
 }
 
-void loop::submit(const uring_submission& s, completion& done) noexcept {
-  if (auto r = queue_.submit(s, done); !r) {
-    done.status = -to_errno(r.error());
+void loop::submit(const uring_request& r, completion& done) noexcept {
+  if (auto queued = queue_.submit(r, done); !queued) {
+    done.status = -to_errno(queued.error());
     ready(done);
     return;
   }
@@ -43,8 +50,7 @@ void loop::submit(const uring_submission& s, completion& done) noexcept {
 void loop::cancel(completion& target) noexcept {
   // Nobody waits for the request itself. One record serves all of them, so it must never be queued:
   // run() drops it. A request that could not be made leaves the operation as it is.
-  static_cast<void>(
-      queue_.submit({.opcode = uring_opcode::cancel, .address = &target}, cancelled_));
+  static_cast<void>(queue_.cancel(target, cancelled_));
 }
 
 void loop::run() noexcept {

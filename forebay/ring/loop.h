@@ -7,7 +7,9 @@
 
 #include <atomic>
 #include <memory>
+#include <optional>
 
+#include "forebay/dma/ownership.h"
 #include "forebay/os/fd.h"
 #include "forebay/ring/executor.h"
 #include "forebay/ring/queue_pair.h"
@@ -30,6 +32,11 @@ class loop final : public executor {
 
   uring_queue_pair& queue() noexcept { return queue_; }
 
+  // The domains that memory for its operations is mapped in: for transfers of files, and for
+  // everything else. Of the loop's thread.
+  uring_domain& registered() noexcept { return queue_.registered(); }
+  identity_domain& plain() noexcept { return queue_.plain(); }
+
   // Runs until stop(). Operations that are in flight then are left to the ring's destruction.
   void run() noexcept;
 
@@ -38,19 +45,19 @@ class loop final : public executor {
 
   // Starts an operation; `done` is run from this loop with the result, also when it could not even
   // be queued.
-  void submit(const uring_submission& s, completion& done) noexcept;
+  void submit(const uring_request& r, completion& done) noexcept;
 
-  // co_await io(s): the operation's result, a count or a negative errno.
-  static auto io(const uring_submission& s) noexcept {
-    return await_completion([s](completion& done) noexcept { loop::current()->submit(s, done); });
+  // co_await io(r): the operation's result, a count or a negative errno.
+  static auto io(const uring_request& r) noexcept {
+    return await_completion([r](completion& done) noexcept { loop::current()->submit(r, done); });
   }
 
   // The same for an operation whose end starts new work, such as a receive: it is taken before
   // what is ready already, so that devices have that work to do meanwhile.
-  static auto io_first(const uring_submission& s) noexcept {
-    return await_completion([s](completion& done) noexcept {
+  static auto io_first(const uring_request& r) noexcept {
+    return await_completion([r](completion& done) noexcept {
       done.urgent = true;
-      loop::current()->submit(s, done);
+      loop::current()->submit(r, done);
     });
   }
 
@@ -69,14 +76,16 @@ class loop final : public executor {
   // should reach the device while the rest is answered.
   static constexpr unsigned turn_completions_max = 8;
 
-  loop(uring_queue_pair queue, unique_fd wakeup) noexcept;
+  loop(uring ring, unique_fd wakeup) noexcept;
 
   void wake() noexcept override;
   void listen_for_wakeups() noexcept;
 
-  uring_queue_pair queue_;
   unique_fd wakeup_;  // an eventfd, always being read
+  uring_queue_pair queue_;
   std::uint64_t wakeup_count_ = 0;
+  // Where that is read to, for as long as there is the loop.
+  std::optional<device_owned<std::span<std::byte>>> wakeup_memory_;
   completion woken_;
   completion cancelled_;  // of every cancel request; never queued
   std::atomic<bool> stopping_{false};

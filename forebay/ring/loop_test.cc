@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "forebay/os/socket.h"
+#include "forebay/ring/test_segment.h"
 
 namespace forebay {
 namespace {
@@ -108,26 +109,12 @@ TEST(Loop, WritesAndReadsAFile) {
   l.run([&]() -> task<> {
     const std::string text = "still water";
     std::array<char, 64> back{};
-    EXPECT_EQ(co_await loop::io({.opcode = uring_opcode::write,
-                                 .fd = file.get(),
-                                 .address = text.data(),
-                                 .length = static_cast<std::uint32_t>(text.size()),
-                                 .offset_bytes = 100}),
-              11);
-    EXPECT_EQ(co_await loop::io({.opcode = uring_opcode::read,
-                                 .fd = file.get(),
-                                 .address = back.data(),
-                                 .length = back.size(),
-                                 .offset_bytes = 100}),
-              11);
+    const auto out = one_segment(text.data(), text.size());
+    const auto in = one_segment(back.data(), back.size());
+    EXPECT_EQ(co_await loop::io(uring_request::write(file.get(), out, 100)), 11);
+    EXPECT_EQ(co_await loop::io(uring_request::read(file.get(), in, 100)), 11);
     EXPECT_EQ(text, back.data());
-    EXPECT_EQ(co_await loop::io({.opcode = uring_opcode::read,
-                                 .fd = file.get(),
-                                 .address = back.data(),
-                                 .length = back.size(),
-                                 .offset_bytes = 5'000}),
-              0)
-        << "past the end";
+    EXPECT_EQ(co_await loop::io(uring_request::read(file.get(), in, 5'000)), 0) << "past the end";
     co_return result<>{};
   });
 }
@@ -136,12 +123,9 @@ TEST(Loop, ABadDescriptorGivesItsErrno) {
   loop_thread l;
   l.run([]() -> task<> {
     char byte = 0;
-    EXPECT_EQ(co_await loop::io(
-                  {.opcode = uring_opcode::read, .fd = 99'999, .address = &byte, .length = 1}),
-              -EBADF);
-    EXPECT_EQ(
-        co_await loop::io({.opcode = uring_opcode::recv, .fd = -1, .address = &byte, .length = 1}),
-        -EBADF);
+    const auto in = one_segment(&byte, 1);
+    EXPECT_EQ(co_await loop::io(uring_request::read(99'999, in, 0)), -EBADF);
+    EXPECT_EQ(co_await loop::io(uring_request::receive(-1, in)), -EBADF);
     co_return result<>{};
   });
 }
@@ -152,7 +136,7 @@ TEST(Loop, MoreOperationsThanSlotsInOneTurn) {
   l.run([&]() -> task<> {
     task_group group;
     const auto one = [&]() -> task<> {
-      if (co_await loop::io({.opcode = uring_opcode::nop}) == 0) ++ended;
+      if (co_await loop::io(uring_request::nop()) == 0) ++ended;
       co_return result<>{};
     };
     for (int i = 0; i < 1'000; ++i) EXPECT_TRUE(one().spawn(group));
@@ -189,10 +173,7 @@ TEST(Loop, EndsWithOperationsInFlight) {
   completion received([](completion&) noexcept { FAIL() << "nobody sends"; });
   loop_thread l;
   l.run([&]() -> task<> {
-    l->submit({.opcode = uring_opcode::recv,
-               .fd = ends[0].get(),
-               .address = buffer.data(),
-               .length = buffer.size()},
+    l->submit(uring_request::receive(ends[0].get(), one_segment(buffer.data(), buffer.size())),
               received);
     co_return result<>{};
   });
@@ -208,17 +189,15 @@ TEST(Loop, CancelEndsAReceiveAndAnAccept) {
     task_group group;
     std::vector<std::int32_t> results;
     resume_completion* pending = nullptr;
-    const auto wait_for = [&](const uring_submission& s) -> task<> {
+    const auto wait_for = [&](const uring_request& r) -> task<> {
       results.push_back(co_await await_completion([&](completion& done) noexcept {
         pending = &static_cast<resume_completion&>(done);
-        loop::current()->submit(s, done);
+        loop::current()->submit(r, done);
       }));
       co_return result<>{};
     };
-    const uring_submission receive{.opcode = uring_opcode::recv,
-                                   .fd = ends[0].get(),
-                                   .address = buffer.data(),
-                                   .length = buffer.size()};
+    const auto in = one_segment(buffer.data(), buffer.size());
+    const uring_request receive = uring_request::receive(ends[0].get(), in);
     EXPECT_TRUE(wait_for(receive).spawn(group));
     loop::current()->cancel(*pending);  // not even handed over yet
     co_await group.idle();
@@ -227,8 +206,7 @@ TEST(Loop, CancelEndsAReceiveAndAnAccept) {
     EXPECT_EQ(group.running(), 1u);
     loop::current()->cancel(*pending);
     co_await group.idle();
-    EXPECT_TRUE(
-        wait_for({.opcode = uring_opcode::accept, .fd = listening->front().get()}).spawn(group));
+    EXPECT_TRUE(wait_for(uring_request::accept(listening->front().get())).spawn(group));
     co_await sleep_for(1'000'000);
     loop::current()->cancel(*pending);
     co_await group.idle();
@@ -251,11 +229,8 @@ TEST(Loop, ManyCancelsInOneTurnEndManyOperations) {
     const auto receive = [&](int fd) -> task<> {
       const std::int32_t status = co_await await_completion([&](completion& done) noexcept {
         records.push_back(&done);
-        loop::current()->submit({.opcode = uring_opcode::recv,
-                                 .fd = fd,
-                                 .address = buffer.data(),
-                                 .length = buffer.size()},
-                                done);
+        loop::current()->submit(
+            uring_request::receive(fd, one_segment(buffer.data(), buffer.size())), done);
       });
       if (status == -ECANCELED) ++cancelled;
       co_return result<>{};
@@ -287,11 +262,8 @@ TEST(Loop, AShutDownSocketEndsItsReceive) {
   l.run([&]() -> task<> {
     closer = std::thread([&] { shutdown_socket(ends[1].get()); });
     std::array<char, 16> buffer{};
-    EXPECT_EQ(co_await loop::io({.opcode = uring_opcode::recv,
-                                 .fd = ends[0].get(),
-                                 .address = buffer.data(),
-                                 .length = buffer.size()}),
-              0);
+    const auto in = one_segment(buffer.data(), buffer.size());
+    EXPECT_EQ(co_await loop::io(uring_request::receive(ends[0].get(), in)), 0);
     co_return result<>{};
   });
   closer.join();
@@ -305,23 +277,15 @@ TEST(Loop, SendsAMessageOfPieces) {
     std::string second = "bay";
     std::array<iovec, 2> pieces = {iovec{first.data(), first.size()},
                                    iovec{second.data(), second.size()}};
-    msghdr message{};
-    message.msg_iov = pieces.data();
-    message.msg_iovlen = pieces.size();
-    EXPECT_EQ(co_await loop::io({.opcode = uring_opcode::sendmsg,
-                                 .fd = ends[0].get(),
-                                 .address = &message,
-                                 .flags = msg_nosignal}),
-              7);
+    mapped_message message;
+    EXPECT_TRUE(message.map(loop::current()->plain(), pieces));
+    EXPECT_EQ(co_await loop::io(uring_request::send(ends[0].get(), message)), 7);
     std::array<std::byte, 7> received{};
     EXPECT_TRUE(receive_all(ends[1].get(), received));
     EXPECT_EQ(std::memcmp(received.data(), "forebay", 7), 0);
     ends[1].reset();
-    EXPECT_EQ(co_await loop::io({.opcode = uring_opcode::sendmsg,
-                                 .fd = ends[0].get(),
-                                 .address = &message,
-                                 .flags = msg_nosignal}),
-              -EPIPE);
+    EXPECT_EQ(co_await loop::io(uring_request::send(ends[0].get(), message)), -EPIPE);
+    message.unmap();
     co_return result<>{};
   });
 }
@@ -355,7 +319,7 @@ TEST(Loop, IoGoesOnBesideWorkThatNeverRunsDry) {
   });
   l.run([&]() -> task<> {
     loop::current()->ready(again);
-    EXPECT_EQ(co_await loop::io({.opcode = uring_opcode::nop}), 0);
+    EXPECT_EQ(co_await loop::io(uring_request::nop()), 0);
     co_await sleep_for(100'000);
     done = true;
     co_return result<>{};
@@ -390,7 +354,7 @@ TEST(LoopStress, PostStormsFromManyThreadsAllRunOnceInOrder) {
     }
     l.run([&]() -> task<> {
       for (int i = 0; i < 50; ++i) {
-        EXPECT_EQ(co_await loop::io({.opcode = uring_opcode::nop}), 0) << "I/O goes on meanwhile";
+        EXPECT_EQ(co_await loop::io(uring_request::nop()), 0) << "I/O goes on meanwhile";
       }
       co_return result<>{};
     });

@@ -1,86 +1,26 @@
 #include "forebay/ring/queue_pair.h"
 
 #include <algorithm>
+#include <bit>
+#include <new>
 
 #include "forebay/os/file.h"
 
 namespace forebay {
 namespace {
 
-// Chunks registered by one call.
-constexpr std::uint32_t batch = 64;
-
-iovec piece_of(const arena& memory, std::uint32_t chunk) noexcept {
-  const std::span<std::byte> part = memory.memory_of(chunk);
-  return {part.data(), part.size()};
-}
-
-bool has_memory(const arena& memory, std::uint32_t chunk) noexcept {
-  const chunk_state s = memory.info(chunk).state;
-  return s == chunk_state::online || s == chunk_state::isolated;
+void* pointer_to(dma_address a) noexcept {
+  return std::bit_cast<void*>(static_cast<std::uintptr_t>(to_number(a)));
 }
 
 }  // namespace
 
-result<uring_queue_pair> uring_queue_pair::create(unsigned entries) {
+result<std::unique_ptr<uring_queue_pair>> uring_queue_pair::create(unsigned entries) {
   auto ring = uring::create(entries);
   if (!ring) return fail(ring.error());
-  return uring_queue_pair(std::move(*ring));
-}
-
-result<std::size_t> uring_queue_pair::register_arena(const arena& memory) {
-  if (memory_ != nullptr) return fail(EBUSY);
-  const std::uint32_t count = std::min(memory.chunk_count(), max_registered_chunks);
-  registered_.assign(count, false);
-  if (auto r = ring_.register_memory_table(count); !r) return fail(r.error());
-  std::size_t bytes = 0;
-  std::error_code error;
-  std::array<iovec, batch> pieces{};
-  for (std::uint32_t at = 0; at < count && !error;) {
-    // A run of chunks with memory.
-    std::uint32_t n = 0;
-    while (n < batch && at + n < count && has_memory(memory, at + n)) {
-      pieces[n] = piece_of(memory, at + n);
-      ++n;
-    }
-    if (n == 0) {
-      ++at;
-      continue;
-    }
-    const auto done = ring_.update_memory_table(at, {pieces.data(), n});
-    // When some could be registered the next call tells what is wrong with the others.
-    if (!done) error = done.error();
-    const auto good = static_cast<std::uint32_t>(done.value_or(0));
-    for (std::uint32_t i = 0; i < good; ++i) {
-      registered_[at + i] = true;
-      bytes += pieces[i].iov_len;
-    }
-    at += good;
-  }
-  if (error && bytes == 0) {
-    static_cast<void>(ring_.unregister_memory());
-    return fail(error);
-  }
-  memory_ = &memory;
-  return bytes;
-}
-
-result<> uring_queue_pair::register_chunk(std::uint32_t chunk) {
-  if (memory_ == nullptr || chunk >= registered_.size()) return fail(EINVAL);
-  if (registered_[chunk]) return {};
-  if (!has_memory(*memory_, chunk)) return fail(EAGAIN);
-  const iovec piece = piece_of(*memory_, chunk);
-  if (auto r = ring_.update_memory_table(chunk, {&piece, 1}); !r) return fail(r.error());
-  registered_[chunk] = true;
-  return {};
-}
-
-void uring_queue_pair::unregister_chunk(std::uint32_t chunk) noexcept {
-  if (!has_registered_chunk(chunk)) return;
-  // Whatever the kernel says: the entry is not used any more, and replaced by the next one.
-  registered_[chunk] = false;
-  const iovec nothing{};
-  static_cast<void>(ring_.update_memory_table(chunk, {&nothing, 1}));
+  std::unique_ptr<uring_queue_pair> made(new (std::nothrow) uring_queue_pair(std::move(*ring)));
+  if (made == nullptr) return fail(ENOMEM);
+  return made;
 }
 
 result<> uring_queue_pair::register_files(std::span<const int> fds) {
@@ -89,35 +29,84 @@ result<> uring_queue_pair::register_files(std::span<const int> fds) {
   return {};
 }
 
-void uring_queue_pair::use_registered(uring_submission& s) const noexcept {
+void uring_queue_pair::use_registered_file(uring_submission& s) const noexcept {
   // Operations without a descriptor carry -1, and so do empty places in the table.
   const auto file = s.fd < 0 ? files_.end() : std::find(files_.begin(), files_.end(), s.fd);
-  if (file != files_.end()) {
-    s.fd = static_cast<int>(file - files_.begin());
-    s.registered_file = true;
-  }
-  if (s.opcode != uring_opcode::read && s.opcode != uring_opcode::write) return;
-  if (memory_ == nullptr) return;
-  const std::span<std::byte> all = memory_->memory();
-  const std::uintptr_t start =
-      reinterpret_cast<std::uintptr_t>(s.address) - reinterpret_cast<std::uintptr_t>(all.data());
-  if (start >= all.size() || s.length > all.size() - start) return;
-  const std::size_t chunk = start / arena::chunk_bytes;
-  const std::size_t last = (start + std::max(s.length, 1u) - 1) / arena::chunk_bytes;
-  if (last != chunk || !has_registered_chunk(static_cast<std::uint32_t>(chunk))) return;
-  s.buffer_index = static_cast<std::uint16_t>(chunk);
-  s.opcode = s.opcode == uring_opcode::read ? uring_opcode::read_fixed : uring_opcode::write_fixed;
+  if (file == files_.end()) return;
+  s.fd = static_cast<int>(file - files_.begin());
+  s.registered_file = true;
 }
 
-result<> uring_queue_pair::submit(uring_submission s, completion& done) {
-  use_registered(s);
-  s.user_data = reinterpret_cast<std::uint64_t>(&done);
+// A transfer of several segments: the kernel wants a vector of them, until it has taken the
+// submission.
+result<> uring_queue_pair::set_vector(uring_submission& s, const uring_request& r) noexcept {
+  const std::span<const dma_segment> segments = r.segments_;
+  if (segments.size() > max_segments) return fail(EINVAL);
+  if (ring_.queued() == 0) vectors_used_ = 0;
+  if (segments.size() > max_segments - vectors_used_) {
+    if (auto handed = ring_.submit_and_wait(0); !handed) return handed;
+    if (ring_.queued() != 0) return fail(EAGAIN);
+    vectors_used_ = 0;
+  }
+  const std::span<iovec> vector(vectors_.data() + vectors_used_, segments.size());
+  for (std::size_t i = 0; i < segments.size(); ++i) {
+    vector[i] = {pointer_to(segments[i].address), segments[i].length};
+  }
+  vector[0].iov_base = static_cast<std::byte*>(vector[0].iov_base) + r.skip_bytes_;
+  vector[0].iov_len -= r.skip_bytes_;
+  vectors_used_ += segments.size();
+  s.opcode = r.opcode_ == uring_opcode::read ? uring_opcode::readv : uring_opcode::writev;
+  s.address = vector.data();
+  s.length = static_cast<std::uint32_t>(vector.size());
+  return {};
+}
+
+// The memory of a request, as the kernel wants it.
+result<> uring_queue_pair::set_memory(uring_submission& s, const uring_request& r) noexcept {
+  if (r.message_ != nullptr) {
+    s.address = r.message_->header().get();
+    return {};
+  }
+  const bool transfer = r.opcode_ == uring_opcode::read || r.opcode_ == uring_opcode::write;
+  if (!transfer && r.opcode_ != uring_opcode::recv) return {};
+  if (r.segments_.empty() || r.skip_bytes_ >= r.segments_[0].length) return fail(EINVAL);
+  if (r.segments_.size() > 1) return set_vector(s, r);
+  const dma_segment& only = r.segments_[0];
+  s.address = pointer_to(only.address + r.skip_bytes_);
+  s.length = only.length - r.skip_bytes_;
+  if (transfer && only.region != dma_segment::no_region) {
+    s.buffer_index = static_cast<std::uint16_t>(only.region);
+    s.opcode =
+        r.opcode_ == uring_opcode::read ? uring_opcode::read_fixed : uring_opcode::write_fixed;
+  }
+  return {};
+}
+
+result<> uring_queue_pair::push(uring_submission& s, const completion& done) noexcept {
+  s.user_data = std::bit_cast<std::uintptr_t>(&done);
   if (auto r = ring_.push(s); !r) return r;
   ++in_flight_;
   return {};
 }
 
-result<> uring_queue_pair::ring_doorbell(std::uint64_t timeout_ns) {
+result<> uring_queue_pair::submit(const uring_request& r, completion& done) noexcept {
+  uring_submission s{.opcode = r.opcode_,
+                     .fd = r.fd_,
+                     .offset_bytes = r.offset_bytes_,
+                     .extent_bytes = r.extent_bytes_,
+                     .flags = r.flags_};
+  if (auto set = set_memory(s, r); !set) return set;
+  use_registered_file(s);
+  return push(s, done);
+}
+
+result<> uring_queue_pair::cancel(const completion& target, completion& done) noexcept {
+  uring_submission s{.opcode = uring_opcode::cancel, .address = &target};
+  return push(s, done);
+}
+
+result<> uring_queue_pair::ring_doorbell(std::uint64_t timeout_ns) noexcept {
+  registered_.answer();
   return ring_.submit_and_wait(timeout_ns == 0 ? 0 : 1, timeout_ns);
 }
 
@@ -129,7 +118,7 @@ completion* uring_queue_pair::reap() noexcept {
   }
   const uring_completion& entry = reaped_[reaped_next_++];
   --in_flight_;
-  auto* done = reinterpret_cast<completion*>(entry.user_data);
+  auto* done = std::bit_cast<completion*>(static_cast<std::uintptr_t>(entry.user_data));
   done->status = entry.result;
   return done;
 }

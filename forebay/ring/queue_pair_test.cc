@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "forebay/os/fd.h"
+#include "forebay/ring/test_segment.h"
 
 namespace forebay {
 namespace {
@@ -40,54 +41,57 @@ std::unique_ptr<arena> make_arena(std::size_t bytes) {
 }
 
 TEST(QueuePair, CompletionsAreMatchedByTheirRecord) {
-  auto q = uring_queue_pair::create(16);
-  ASSERT_TRUE(q) << q.error().message();
+  auto made = uring_queue_pair::create(16);
+  ASSERT_TRUE(made) << made.error().message();
+  uring_queue_pair& q = **made;
   std::array<completion, 10> records;
   for (completion& c : records) {
     c.status = 77;
-    ASSERT_TRUE(q->submit({.opcode = uring_opcode::nop}, c));
+    ASSERT_TRUE(q.submit(uring_request::nop(), c));
   }
-  EXPECT_EQ(q->in_flight(), 10u);
-  const auto done = reap(*q, 10);
-  EXPECT_EQ(q->in_flight(), 0u);
+  EXPECT_EQ(q.in_flight(), 10u);
+  const auto done = reap(q, 10);
+  EXPECT_EQ(q.in_flight(), 0u);
   for (completion& c : records) {
     EXPECT_EQ(std::count(done.begin(), done.end(), &c), 1);
     EXPECT_EQ(c.status, 0);
   }
-  EXPECT_EQ(q->reap(), nullptr);
+  EXPECT_EQ(q.reap(), nullptr);
 }
 
 TEST(QueuePair, ADoorbellOfZeroOnlyLooksAndATimeoutEnds) {
-  auto q = uring_queue_pair::create(16);
-  ASSERT_TRUE(q);
-  EXPECT_TRUE(q->ring_doorbell(0));
-  EXPECT_EQ(q->reap(), nullptr);
-  EXPECT_TRUE(q->ring_doorbell(1'000'000));
-  EXPECT_EQ(q->reap(), nullptr);
+  auto made = uring_queue_pair::create(16);
+  ASSERT_TRUE(made);
+  uring_queue_pair& q = **made;
+  EXPECT_TRUE(q.ring_doorbell(0));
+  EXPECT_EQ(q.reap(), nullptr);
+  EXPECT_TRUE(q.ring_doorbell(1'000'000));
+  EXPECT_EQ(q.reap(), nullptr);
 }
 
 TEST(QueuePair, MoreThanTheRingHoldsGoThrough) {
-  auto q = uring_queue_pair::create(8);
-  ASSERT_TRUE(q);
+  auto made = uring_queue_pair::create(8);
+  ASSERT_TRUE(made);
+  uring_queue_pair& q = **made;
   constexpr std::size_t count = 500;  // more than submission and completion slots together
   std::deque<completion> records(count);
-  for (completion& c : records) ASSERT_TRUE(q->submit({.opcode = uring_opcode::nop}, c));
-  EXPECT_EQ(q->in_flight(), count);
-  auto done = reap(*q, count);
+  for (completion& c : records) ASSERT_TRUE(q.submit(uring_request::nop(), c));
+  EXPECT_EQ(q.in_flight(), count);
+  auto done = reap(q, count);
   std::sort(done.begin(), done.end());
   EXPECT_EQ(std::unique(done.begin(), done.end()), done.end());
   EXPECT_EQ(done.size(), count);
-  EXPECT_EQ(q->in_flight(), 0u);
+  EXPECT_EQ(q.in_flight(), 0u);
 }
 
 TEST(QueuePair, ABadDescriptorEndsWithItsErrno) {
-  auto q = uring_queue_pair::create(8);
-  ASSERT_TRUE(q);
+  auto made = uring_queue_pair::create(8);
+  ASSERT_TRUE(made);
+  uring_queue_pair& q = **made;
   char byte = 0;
   completion c;
-  ASSERT_TRUE(
-      q->submit({.opcode = uring_opcode::read, .fd = 99'999, .address = &byte, .length = 1}, c));
-  reap(*q, 1);
+  ASSERT_TRUE(q.submit(uring_request::read(99'999, one_segment(&byte, 1), 0), c));
+  reap(q, 1);
   EXPECT_EQ(c.status, -EBADF);
 }
 
@@ -101,51 +105,62 @@ TEST_P(QueuePairTransfers, WriteAndReadBack) {
   const unique_fd file = temporary_file();
   const unique_fd other = temporary_file();
   ASSERT_TRUE(file && other);
-  auto q = uring_queue_pair::create(16);
-  ASSERT_TRUE(q);
+  auto made = uring_queue_pair::create(16);
+  ASSERT_TRUE(made);
+  uring_queue_pair& q = **made;
   if (use_files) {
     const std::array fds = {other.get(), file.get()};
-    ASSERT_TRUE(q->register_files(fds));
+    ASSERT_TRUE(q.register_files(fds));
   }
   if (use_memory) {
-    if (const auto r = q->register_arena(*memory); !r) GTEST_SKIP() << r.error().message();
+    if (const auto r = q.registered().add(*memory); !r) GTEST_SKIP() << r.error().message();
   }
-  EXPECT_EQ(q->has_registered_memory(), use_memory);
+  EXPECT_EQ(q.registered().has_region(*memory, 0), use_memory);
 
   page* const in = memory->allocate();
   page* const out = memory->allocate();
   std::memset(in->data(), 0x5a, page_bytes);
   std::memset(out->data(), 0, page_bytes);
-  const auto transfer = [&](uring_opcode opcode, const void* address, std::uint32_t length,
-                            std::uint64_t offset) {
+  const auto wait = [&](const uring_request& r) {
     completion c;
-    EXPECT_TRUE(q->submit({.opcode = opcode,
-                           .fd = file.get(),
-                           .address = address,
-                           .length = length,
-                           .offset_bytes = offset},
-                          c));
-    reap(*q, 1);
+    EXPECT_TRUE(q.submit(r, c));
+    reap(q, 1);
     return c.status;
   };
-  EXPECT_EQ(transfer(uring_opcode::write, in->data(), page_bytes, 8192), 4096);
-  EXPECT_EQ(transfer(uring_opcode::read, out->data(), page_bytes, 8192), 4096);
+  const auto map = [&](void* data, std::size_t bytes, dma_direction d) {
+    const auto s = q.registered().map({static_cast<std::byte*>(data), bytes}, d);
+    EXPECT_TRUE(s);
+    return std::array{s.value_or(dma_segment{})};
+  };
+  const auto from = map(in->data(), page_bytes, dma_direction::to_device);
+  const auto to = map(out->data(), page_bytes, dma_direction::from_device);
+  EXPECT_EQ(from[0].region != dma_segment::no_region, use_memory);
+  EXPECT_EQ(wait(uring_request::write(file.get(), from, 8192)), 4096);
+  EXPECT_EQ(wait(uring_request::read(file.get(), to, 8192)), 4096);
   EXPECT_EQ(std::memcmp(in->data(), out->data(), page_bytes), 0);
 
-  // Memory that is not the arena's works beside it, and so does a range that leaves the arena.
-  std::array<char, 100> own{};
-  EXPECT_EQ(transfer(uring_opcode::read, own.data(), own.size(), 8192), 100);
-  EXPECT_EQ(own[99], 0x5a);
-  EXPECT_EQ(transfer(uring_opcode::read, out->data(), 0, 8192), 0);
+  // A transfer that is carried on leaves what it has done alone.
+  std::memset(out->data(), 0, page_bytes);
+  EXPECT_EQ(wait(uring_request::read(file.get(), to, 8192, 4000)), 96);
+  EXPECT_EQ(out->data()[3999], std::byte{0});
+  EXPECT_EQ(out->data()[4000], std::byte{0x5a});
 
-  std::array<iovec, 2> pieces = {iovec{in->data(), 10}, iovec{out->data(), 20}};
-  EXPECT_EQ(transfer(uring_opcode::writev, pieces.data(), 2, 0), 30);
-  EXPECT_EQ(transfer(uring_opcode::readv, pieces.data(), 2, 0), 30);
-  completion c;
-  ASSERT_TRUE(q->submit({.opcode = uring_opcode::fdatasync, .fd = file.get()}, c));
-  reap(*q, 1);
-  EXPECT_EQ(c.status, 0);
+  // Memory that is not the arena's works beside it.
+  std::array<char, 100> own{};
+  const auto foreign = map(own.data(), own.size(), dma_direction::from_device);
+  EXPECT_EQ(foreign[0].region, dma_segment::no_region);
+  EXPECT_EQ(wait(uring_request::read(file.get(), foreign, 8192)), 100);
+  EXPECT_EQ(own[99], 0x5a);
+
+  const std::array pieces = {part_of(from[0], 0, 10), part_of(to[0], 0, 20)};
+  EXPECT_EQ(wait(uring_request::write(file.get(), pieces, 0)), 30);
+  EXPECT_EQ(wait(uring_request::read(file.get(), pieces, 0)), 30);
+  EXPECT_EQ(wait(uring_request::read(file.get(), pieces, 0, 9)), 21);
+  EXPECT_EQ(wait(uring_request::fdatasync(file.get())), 0);
   EXPECT_EQ(::lseek(other.get(), 0, SEEK_END), 0) << "the other file stays untouched";
+  q.registered().unmap(from[0], dma_direction::to_device);
+  q.registered().unmap(to[0], dma_direction::from_device);
+  q.registered().unmap(foreign[0], dma_direction::from_device);
   put_page(*in);
   put_page(*out);
 }
@@ -155,105 +170,95 @@ INSTANTIATE_TEST_SUITE_P(Registration, QueuePairTransfers,
                                          std::pair(false, true), std::pair(true, true)));
 
 TEST(QueuePair, OperationsWithoutADescriptorAreNotTakenForARegisteredFile) {
-  auto q = uring_queue_pair::create(8);
-  ASSERT_TRUE(q);
+  auto made = uring_queue_pair::create(8);
+  ASSERT_TRUE(made);
+  uring_queue_pair& q = **made;
   const unique_fd file = temporary_file();
   const std::array fds = {-1, file.get()};  // an empty place in the table
-  ASSERT_TRUE(q->register_files(fds));
+  ASSERT_TRUE(q.register_files(fds));
   completion c;
   c.status = 77;
-  ASSERT_TRUE(q->submit({.opcode = uring_opcode::nop}, c));
-  reap(*q, 1);
+  ASSERT_TRUE(q.submit(uring_request::nop(), c));
+  reap(q, 1);
   EXPECT_EQ(c.status, 0);
   completion missing;
-  ASSERT_TRUE(q->submit({.opcode = uring_opcode::cancel, .address = &c}, missing));
-  reap(*q, 1);
+  ASSERT_TRUE(q.cancel(c, missing));
+  reap(q, 1);
   EXPECT_EQ(missing.status, -ENOENT);
 }
 
-TEST(QueuePair, AFailedRegistrationLeavesTransfersAsTheyWere) {
+TEST(QueuePair, AFailedRegistrationOfFilesLeavesTransfersAsTheyWere) {
   const auto memory = make_arena(arena::min_bytes);
   const auto second = make_arena(arena::min_bytes);
   ASSERT_TRUE(memory && second);
   const unique_fd file = temporary_file();
-  auto q = uring_queue_pair::create(8);
-  ASSERT_TRUE(q);
+  auto made = uring_queue_pair::create(8);
+  ASSERT_TRUE(made);
+  uring_queue_pair& q = **made;
   const std::array bad = {99'999};
-  EXPECT_EQ(q->register_files(bad).error().value(), EBADF);
-  if (const auto r = q->register_arena(*memory); !r) GTEST_SKIP() << r.error().message();
-  EXPECT_EQ(q->register_arena(*second).error().value(), EBUSY);
+  EXPECT_EQ(q.register_files(bad).error().value(), EBADF);
   for (arena* a : {memory.get(), second.get()}) {
     page* const p = a->allocate();
     completion c;
-    ASSERT_TRUE(q->submit({.opcode = uring_opcode::write,
-                           .fd = file.get(),
-                           .address = p->data(),
-                           .length = page_bytes},
-                          c));
-    reap(*q, 1);
+    ASSERT_TRUE(
+        q.submit(uring_request::write(file.get(), one_segment(p->data(), page_bytes), 0), c));
+    reap(q, 1);
     EXPECT_EQ(c.status, 4096);
     put_page(*p);
   }
 }
 
-// Memory is registered by chunks of 2 MiB; a transfer across two of them goes unregistered, and so
-// does one in a chunk that has been taken off.
-TEST(QueuePair, TransfersInAcrossAndBesideRegisteredChunksWork) {
-  constexpr std::size_t chunk = arena::chunk_bytes;
-  const auto memory = make_arena(2 * chunk + (std::size_t{1} << 20));
-  ASSERT_NE(memory, nullptr);
+TEST(QueuePair, TransfersWithoutMemoryAreRefused) {
+  auto made = uring_queue_pair::create(8);
+  ASSERT_TRUE(made);
+  uring_queue_pair& q = **made;
   const unique_fd file = temporary_file();
-  auto q = uring_queue_pair::create(8);
-  ASSERT_TRUE(q);
-  EXPECT_EQ(q->register_chunk(0).error().value(), EINVAL) << "no arena yet";
-  const auto registered = q->register_arena(*memory);
-  if (!registered) GTEST_SKIP() << registered.error().message();
-  EXPECT_EQ(*registered, memory->memory().size());
-  std::byte* const base = memory->memory().data();
-  const auto check = [&] {
-    for (const std::size_t at :
-         {std::size_t{0}, chunk - 8192, chunk - 4096, chunk, memory->memory().size() - 8192}) {
-      std::memset(base + at, static_cast<int>(at >> 12) | 1, 8192);
-      completion c;
-      ASSERT_TRUE(q->submit(
-          {.opcode = uring_opcode::write, .fd = file.get(), .address = base + at, .length = 8192},
-          c));
-      reap(*q, 1);
-      ASSERT_EQ(c.status, 8192) << at;
-      std::vector<std::byte> back(8192);
-      ASSERT_EQ(::pread(file.get(), back.data(), back.size(), 0), 8192);
-      EXPECT_EQ(std::memcmp(back.data(), base + at, 8192), 0) << at;
-    }
+  std::array<std::byte, 16> bytes{};
+  const auto some = one_segment(bytes.data(), bytes.size());
+  const std::vector<dma_segment> many(uring_queue_pair::max_segments + 1, some[0]);
+  completion c;
+  const auto refused = [&](const uring_request& r) {
+    const auto s = q.submit(r, c);
+    return !s && s.error().value() == EINVAL;
   };
-  check();
-  q->unregister_chunk(0);
-  q->unregister_chunk(77);
-  EXPECT_FALSE(q->has_registered_chunk(0));
-  EXPECT_TRUE(q->has_registered_chunk(1));
-  EXPECT_FALSE(q->has_registered_chunk(77));
-  check();
-  EXPECT_TRUE(q->register_chunk(0));
-  EXPECT_TRUE(q->register_chunk(0));
-  EXPECT_TRUE(q->has_registered_chunk(0));
-  EXPECT_EQ(q->register_chunk(77).error().value(), EINVAL);
-  check();
+  EXPECT_TRUE(refused(uring_request::read(file.get(), {}, 0)));
+  EXPECT_TRUE(refused(uring_request::write(file.get(), one_segment(bytes.data(), 0), 0)));
+  EXPECT_TRUE(refused(uring_request::read(file.get(), some, 0, 16)));
+  EXPECT_TRUE(refused(uring_request::read(file.get(), many, 0)));
+  EXPECT_EQ(q.in_flight(), 0u);
+  EXPECT_EQ(q.queued(), 0u);
 }
 
-TEST(QueuePair, OnlyChunksWithMemoryAreRegistered) {
-  const auto memory = make_arena(3 * arena::chunk_bytes + (std::size_t{1} << 20));
-  ASSERT_NE(memory, nullptr);
-  ASSERT_TRUE(memory->isolate_chunk(1));
-  ASSERT_TRUE(memory->give_back(1));
-  auto q = uring_queue_pair::create(8);
-  ASSERT_TRUE(q);
-  const auto registered = q->register_arena(*memory);
-  if (!registered) GTEST_SKIP() << registered.error().message();
-  EXPECT_EQ(*registered, memory->committed_bytes());
-  EXPECT_FALSE(q->has_registered_chunk(1));
-  EXPECT_TRUE(q->has_registered_chunk(2));
-  EXPECT_EQ(q->register_chunk(1).error().value(), EAGAIN);
-  ASSERT_TRUE(memory->bring_back());
-  EXPECT_TRUE(q->register_chunk(1));
+// Vectors of more segments together than there is room for are handed over in between.
+TEST(QueuePair, ManyVectoredTransfersAtOnce) {
+  auto made = uring_queue_pair::create(64);
+  ASSERT_TRUE(made);
+  uring_queue_pair& q = **made;
+  const unique_fd file = temporary_file();
+  constexpr std::size_t transfers = 40;
+  constexpr std::size_t pieces = 100;
+  std::vector<std::byte> out(transfers * pieces);
+  for (std::size_t i = 0; i < out.size(); ++i) out[i] = static_cast<std::byte>(i * 7 + i / 256);
+  std::vector<std::byte> in(out.size());
+  const auto go = [&](std::vector<std::byte>& memory, bool write) {
+    std::deque<completion> records(transfers);
+    for (std::size_t t = 0; t < transfers; ++t) {
+      std::vector<dma_segment> segments;
+      for (std::size_t i = 0; i < pieces; ++i) {
+        // Every byte by itself, backwards.
+        segments.push_back(segment_of(&memory[t * pieces + pieces - 1 - i], 1));
+      }
+      const std::uint64_t offset = t * pieces;
+      EXPECT_TRUE(q.submit(write ? uring_request::write(file.get(), segments, offset)
+                                 : uring_request::read(file.get(), segments, offset),
+                           records[t]));
+    }
+    reap(q, transfers);
+    for (const completion& c : records) EXPECT_EQ(c.status, static_cast<int>(pieces));
+  };
+  go(out, true);
+  go(in, false);
+  EXPECT_EQ(in, out);
 }
 
 }  // namespace

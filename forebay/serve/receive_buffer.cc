@@ -61,10 +61,12 @@ task<> receive_buffer::fill(std::size_t bytes) {
       start_ = 0;
     }
     const std::size_t room = capacity_ - end_;
-    const std::int32_t n = co_await loop::io_first({.opcode = uring_opcode::recv,
-                                                    .fd = fd_,
-                                                    .address = bytes_ + end_,
-                                                    .length = static_cast<std::uint32_t>(room)});
+    dma_domain& domain = loop::current()->plain();
+    const auto to = domain.map({bytes_ + end_, room}, dma_direction::from_device);
+    if (!to) co_return fail(to.error());
+    const std::int32_t n = co_await loop::io_first(
+        uring_request::receive(fd_, std::span<const dma_segment, 1>(&*to, 1)));
+    domain.unmap(*to, dma_direction::from_device);
     if (n == -EINTR || n == -EAGAIN) continue;
     if (n < 0) co_return fail(-n);
     if (n == 0) co_return fail(errc::end_of_stream);

@@ -15,8 +15,8 @@ struct reply_queue::batch {
   std::size_t iovec_count = 0;
   std::size_t pin_count = 0;
   std::size_t header_bytes = 0;
-  std::size_t first_unsent = 0;  // iovec that sending has come to
-  message_header message;
+  std::size_t first_unsent = 0;           // iovec that sending has come to
+  mapped_message message;                 // of what is left, while it is being sent
   std::array<iovec, most.iovecs> iovecs;  // not initialised, as the next two
   std::array<page*, most.pins> pins;      // one reference each
   std::array<std::byte, most.bytes> headers;
@@ -147,12 +147,12 @@ void reply_queue::send_soon() noexcept {
   if (!enough || sending_ != nullptr || broken_ || first_closed_ != nullptr) return kick();
   // Straight away: a submission's end would be seen only after all that is ready now.
   if (!take_next()) return;
-  const std::int32_t n = send_now(fd_, sending_->message);
+  const std::int32_t n = send_now(fd_, sending_->message.header());
   if (n == -EAGAIN) return submit_send();
   sent(n);
 }
 
-// The next batch becomes the one that is being sent; false if there is none.
+// The next batch becomes the one that is being sent; false if there is none, or it cannot be.
 bool reply_queue::take_next() noexcept {
   if (first_closed_ != nullptr) {
     sending_ = first_closed_;
@@ -165,7 +165,11 @@ bool reply_queue::take_next() noexcept {
     return false;
   }
   batch& b = *sending_;
-  b.message.set({b.iovecs.data() + b.first_unsent, b.iovec_count - b.first_unsent});
+  const std::span<iovec> left(b.iovecs.data() + b.first_unsent, b.iovec_count - b.first_unsent);
+  if (const auto r = b.message.map(loop_.plain(), left); !r) {
+    sent(-to_errno(r.error()));
+    return false;
+  }
   return true;
 }
 
@@ -174,12 +178,7 @@ void reply_queue::start_send() noexcept {
 }
 
 void reply_queue::submit_send() noexcept {
-  const batch& b = *sending_;
-  loop_.submit({.opcode = uring_opcode::sendmsg,
-                .fd = fd_,
-                .address = b.message.get(),
-                .flags = msg_nosignal},
-               send_event_);
+  loop_.submit(uring_request::send(fd_, sending_->message), send_event_);
 }
 
 void reply_queue::drop_all() noexcept {
@@ -194,6 +193,7 @@ void reply_queue::drop_all() noexcept {
 
 void reply_queue::sent(std::int32_t status) noexcept {
   batch* const b = std::exchange(sending_, nullptr);
+  b->message.unmap();
   if (status == -EINTR || status == -EAGAIN) status = 0;
   if (status < 0) {
     broken_ = true;

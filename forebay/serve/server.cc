@@ -143,7 +143,7 @@ task<> server::accept_clients(acceptor* a) {
   while (!stopping_.load(std::memory_order_relaxed)) {
     const std::int32_t n = co_await await_completion([a](completion& done) noexcept {
       a->pending = &done;
-      loop::current()->submit({.opcode = uring_opcode::accept, .fd = a->listener}, done);
+      loop::current()->submit(uring_request::accept(a->listener), done);
     });
     a->pending = nullptr;
     unique_fd socket(n >= 0 ? n : -1);

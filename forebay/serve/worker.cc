@@ -4,8 +4,6 @@
 #include <chrono>
 #include <new>
 
-#include "forebay/ring/registered_arena.h"
-
 namespace forebay {
 namespace {
 
@@ -73,15 +71,15 @@ void server::worker::thread_main(std::promise<std::error_code>* ready, arena* me
   }
   loop_ = std::move(*made);
   loop_->set_frames(&server_.memory());
-  auto registered = registered_arena::create(*loop_, *memory);
-  *unregistered = registered ? (*registered)->shortfall() : registered.error();
+  const auto registered = loop_->registered().add(*memory);
+  *unregistered = registered ? loop_->registered().shortfall(*memory) : registered.error();
   if (!fds.empty()) {
     // Without registered files every transfer looks its file up: slower, and otherwise the same.
     static_cast<void>(loop_->queue().register_files(fds));
   }
   ready->set_value({});
   loop_->run();
-  if (registered) (*registered)->close();
+  loop_->registered().remove(*memory);
   may_go_.acquire();  // stop() has done with the loop
   loop_.reset();
 }

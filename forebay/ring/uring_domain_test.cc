@@ -1,4 +1,4 @@
-#include "forebay/ring/registered_arena.h"
+#include "forebay/ring/uring_domain.h"
 
 #include <gtest/gtest.h>
 #include <unistd.h>
@@ -15,6 +15,7 @@
 
 #include "forebay/memory/test_residency.h"
 #include "forebay/os/fd.h"
+#include "forebay/ring/loop.h"
 
 namespace forebay {
 namespace {
@@ -38,7 +39,7 @@ bool eventually(Condition condition) {
 
 // A file in which each 8-byte word tells its own offset.
 unique_fd numbered_file(std::size_t bytes) {
-  std::string name = testing::TempDir() + "forebay-registered-arena-XXXXXX";
+  std::string name = testing::TempDir() + "forebay-uring-domain-XXXXXX";
   unique_fd fd(::mkstemp(name.data()));
   ::unlink(name.c_str());
   std::vector<std::uint64_t> words(bytes / 8);
@@ -56,11 +57,10 @@ class registered_loop {
       auto made = loop::create(64);
       FOREBAY_ASSERT(made.has_value());
       loop_ = std::move(*made);
-      auto device = registered_arena::create(*loop_, memory);
-      if (device) device_ = std::move(*device);
+      registered_ = loop_->registered().add(memory).has_value();
       ready.set_value();
       loop_->run();
-      if (device_) device_->close();
+      loop_->registered().remove(memory);
     });
     ready.get_future().wait();
   }
@@ -72,8 +72,8 @@ class registered_loop {
     thread_.join();
   }
 
-  bool usable() const { return device_ != nullptr; }
-  registered_arena& device() { return *device_; }
+  bool usable() const { return registered_; }
+  uring_domain& domain() { return loop_->registered(); }
 
   // Runs `f` on the loop.
   void call(std::function<void()> f) {
@@ -92,24 +92,24 @@ class registered_loop {
     done.wait();
   }
 
-  bool knows(std::uint32_t chunk) {
+  bool knows(const arena& memory, std::uint32_t chunk) {
     bool yes = false;
-    call([&] { yes = loop_->queue().has_registered_chunk(chunk); });
+    call([&] { yes = domain().has_region(memory, chunk); });
     return yes;
   }
 
  private:
   std::thread thread_;
   std::unique_ptr<loop> loop_;
-  std::unique_ptr<registered_arena> device_;
+  bool registered_ = false;
 };
 
-TEST(RegisteredArena, AChunkIsLetGoOfAndKnownAgain) {
+TEST(UringDomain, AChunkIsLetGoOfAndKnownAgain) {
   const auto a = make_chunks(8);
   registered_loop on(*a);
   if (!on.usable()) GTEST_SKIP() << "memory cannot be registered here";
-  EXPECT_FALSE(on.device().shortfall());
-  for (std::uint32_t c = 0; c < 8; ++c) EXPECT_TRUE(on.knows(c));
+  EXPECT_FALSE(on.domain().shortfall(*a));
+  for (std::uint32_t c = 0; c < 8; ++c) EXPECT_TRUE(on.knows(*a, c));
   EXPECT_EQ(resident_bytes(a->memory()), a->memory().size()) << "registering brings it all in";
   for (std::uint32_t c = 1; c < 7; ++c) {
     ASSERT_TRUE(a->isolate_chunk(c));
@@ -117,14 +117,14 @@ TEST(RegisteredArena, AChunkIsLetGoOfAndKnownAgain) {
   }
   ASSERT_TRUE(eventually([&] { return a->statistics().offline_chunks == 6; }));
   EXPECT_EQ(resident_bytes(a->memory()), 2 * arena::chunk_bytes);
-  EXPECT_FALSE(on.knows(3));
-  EXPECT_TRUE(on.knows(0));
+  EXPECT_FALSE(on.knows(*a, 3));
+  EXPECT_TRUE(on.knows(*a, 0));
   for (int i = 0; i < 6; ++i) EXPECT_TRUE(a->bring_back());
-  EXPECT_TRUE(eventually([&] { return on.knows(6); }));
-  EXPECT_TRUE(on.knows(1));
+  EXPECT_TRUE(eventually([&] { return on.knows(*a, 6); }));
+  EXPECT_TRUE(on.knows(*a, 1));
 }
 
-TEST(RegisteredArena, ClosingAnswersWhatTheLoopHasNot) {
+TEST(UringDomain, ClosingAnswersWhatTheLoopHasNot) {
   const auto a = make_chunks(4);
   {
     registered_loop on(*a);
@@ -149,19 +149,130 @@ TEST(RegisteredArena, ClosingAnswersWhatTheLoopHasNot) {
   EXPECT_TRUE(a->bring_back());
 }
 
+// What the arena asks while it is being added and removed is answered, whoever is too late for it.
+TEST(UringDomain, ComesAndGoesWhileChunksDo) {
+  const auto a = make_chunks(3);
+  auto made = loop::create(64);
+  ASSERT_TRUE(made);
+  uring_domain& d = (*made)->registered();
+  if (const auto r = d.add(*a); !r) GTEST_SKIP() << r.error().message();
+  std::atomic<bool> stop{false};
+  std::thread giver([&] {
+    while (!stop) {
+      if (a->isolate_chunk(1)) {
+        EXPECT_TRUE(a->give_back(1));
+      }
+      a->bring_back();
+    }
+  });
+  while (a->statistics().given_back < 2000) {
+    d.remove(*a);
+    EXPECT_TRUE(d.add(*a));
+    d.answer();
+  }
+  stop = true;
+  giver.join();
+  d.remove(*a);
+  EXPECT_TRUE(eventually([&] { return a->info(1).state != chunk_state::leaving; }));
+}
+
 // A chunk that has no memory when the loop comes is registered when it gets some.
-TEST(RegisteredArena, TakesWhatComesLater) {
+TEST(UringDomain, TakesWhatComesLater) {
   const auto a = make_chunks(3);
   a->set_limit_bytes(arena::chunk_bytes);
   ASSERT_EQ(a->info(1).state, chunk_state::offline);
   registered_loop on(*a);
   if (!on.usable()) GTEST_SKIP() << "memory cannot be registered here";
-  EXPECT_FALSE(on.device().shortfall());
-  EXPECT_TRUE(on.knows(0));
-  EXPECT_FALSE(on.knows(1));
+  EXPECT_FALSE(on.domain().shortfall(*a));
+  EXPECT_TRUE(on.knows(*a, 0));
+  EXPECT_FALSE(on.knows(*a, 1));
   a->set_limit_bytes(UINT64_MAX);
   EXPECT_TRUE(a->bring_back());
-  EXPECT_TRUE(eventually([&] { return on.knows(1); }));
+  EXPECT_TRUE(eventually([&] { return on.knows(*a, 1); }));
+}
+
+// Memory is registered by chunks of 2 MiB; a transfer across two of them goes unregistered, and so
+// does one in a chunk that has been taken off.
+TEST(UringDomain, TransfersInAcrossAndBesideRegisteredChunksWork) {
+  const auto memory = make_chunks(3);
+  ASSERT_NE(memory, nullptr);
+  auto made = uring_queue_pair::create(8);
+  ASSERT_TRUE(made);
+  uring_queue_pair& q = **made;
+  const unique_fd file = numbered_file(page_bytes);
+  const auto registered = q.registered().add(*memory);
+  if (!registered) GTEST_SKIP() << registered.error().message();
+  EXPECT_EQ(*registered, memory->memory().size());
+  EXPECT_EQ(q.registered().add(*memory).error().value(), EEXIST);
+  std::byte* const base = memory->memory().data();
+  constexpr std::size_t chunk = arena::chunk_bytes;
+  const auto region_at = [&](std::size_t at) {
+    std::memset(base + at, static_cast<int>(at >> 12) | 1, 8192);
+    const auto from = q.registered().map({base + at, 8192}, dma_direction::to_device);
+    EXPECT_TRUE(from);
+    completion c;
+    EXPECT_TRUE(q.submit(uring_request::write(file.get(), {&*from, 1}, 0), c));
+    EXPECT_TRUE(q.ring_doorbell(1'000'000'000));
+    EXPECT_EQ(q.reap(), &c);
+    EXPECT_EQ(c.status, 8192) << at;
+    q.registered().unmap(*from, dma_direction::to_device);
+    std::vector<std::byte> back(8192);
+    EXPECT_EQ(::pread(file.get(), back.data(), back.size(), 0), 8192);
+    EXPECT_EQ(std::memcmp(back.data(), base + at, 8192), 0) << at;
+    return from->region;
+  };
+  EXPECT_EQ(region_at(0), 0u);
+  EXPECT_EQ(region_at(chunk - 8192), 0u);
+  EXPECT_EQ(region_at(chunk - 4096), dma_segment::no_region);
+  EXPECT_EQ(region_at(chunk), 1u);
+  EXPECT_EQ(region_at(3 * chunk - 8192), 2u);
+  ASSERT_TRUE(memory->isolate_chunk(1));
+  ASSERT_TRUE(memory->give_back(1));
+  EXPECT_TRUE(q.ring_doorbell(0));  // answers
+  EXPECT_EQ(memory->info(1).state, chunk_state::offline);
+  EXPECT_FALSE(q.registered().has_region(*memory, 1));
+  EXPECT_FALSE(q.registered().has_region(*memory, 77));
+  EXPECT_EQ(region_at(chunk - 8192), 0u);
+  ASSERT_TRUE(memory->bring_back());
+  EXPECT_TRUE(q.ring_doorbell(0));
+  EXPECT_EQ(region_at(chunk), 1u);
+}
+
+// Regions are handed out to arenas as they come, and found again when one has gone.
+TEST(UringDomain, SeveralArenasHaveRegionsOfTheirOwn) {
+  std::vector<std::unique_ptr<arena>> arenas;
+  for (std::size_t i = 0; i < uring_domain::max_arenas + 1; ++i) {
+    arenas.push_back(make_chunks(1 + i % 2));
+    ASSERT_NE(arenas.back(), nullptr);
+  }
+  auto made = uring_queue_pair::create(8);
+  ASSERT_TRUE(made);
+  uring_domain& d = (*made)->registered();
+  const auto region = [&](const arena& a) {
+    const auto s = d.map(a.memory().last(64), dma_direction::to_device);
+    EXPECT_TRUE(s);
+    d.unmap(*s, dma_direction::to_device);
+    return s->region;
+  };
+  for (std::size_t i = 0; i < uring_domain::max_arenas; ++i) {
+    const auto r = d.add(*arenas[i]);
+    if (!r) GTEST_SKIP() << r.error().message();
+  }
+  EXPECT_EQ(region(*arenas[0]), 0u);
+  EXPECT_EQ(region(*arenas[1]), 2u);
+  EXPECT_EQ(region(*arenas[2]), 3u);
+  EXPECT_EQ(region(*arenas[3]), 5u);
+  EXPECT_EQ(d.add(*arenas[4]).error().value(), ENOSPC);
+  EXPECT_EQ(region(*arenas[4]), dma_segment::no_region);
+  d.remove(*arenas[1]);
+  d.remove(*arenas[1]);
+  EXPECT_EQ(region(*arenas[1]), dma_segment::no_region);
+  EXPECT_TRUE(d.add(*arenas[4]));
+  EXPECT_EQ(region(*arenas[4]), 1u);
+  EXPECT_EQ(region(*arenas[2]), 3u);
+  d.remove(*arenas[3]);
+  EXPECT_TRUE(d.add(*arenas[1]));
+  EXPECT_EQ(region(*arenas[1]), 5u) << "two regions are free behind the third arena only";
 }
 
 struct reading {
@@ -178,16 +289,16 @@ task<> read_on(reading* r, unsigned seed) {
   while (!r->stop.load()) {
     page* const p = r->memory.allocate();
     if (p == nullptr) {
-      co_await loop::io({.opcode = uring_opcode::nop});
+      co_await loop::io(uring_request::nop());
       continue;
     }
     std::memset(p->data(), 0xff, page_bytes);
     const std::uint64_t offset = random() % (r->file_bytes / page_bytes) * page_bytes;
-    const int got = co_await loop::io({.opcode = uring_opcode::read,
-                                       .fd = r->fd,
-                                       .address = p->data(),
-                                       .length = page_bytes,
-                                       .offset_bytes = offset});
+    uring_domain& domain = loop::current()->registered();
+    const auto to = domain.map({p->data(), page_bytes}, dma_direction::from_device);
+    const std::array into = {to.value_or(dma_segment{})};
+    const int got = co_await loop::io(uring_request::read(r->fd, into, offset));
+    domain.unmap(into[0], dma_direction::from_device);
     bool good = got == static_cast<int>(page_bytes);
     const auto* words = reinterpret_cast<const std::uint64_t*>(p->data());
     for (std::size_t i = 0; i < page_bytes / 8; ++i) good = good && words[i] == offset + i * 8;
@@ -199,7 +310,7 @@ task<> read_on(reading* r, unsigned seed) {
 }
 
 // Readers keep frames of every chunk busy while chunks leave and come back.
-TEST(RegisteredArena, ReadsGoOnWhileChunksComeAndGo) {
+TEST(UringDomain, ReadsGoOnWhileChunksComeAndGo) {
   constexpr std::uint32_t chunks = 4;
   const auto a = make_chunks(chunks);
   const unique_fd file = numbered_file(mebibyte);
