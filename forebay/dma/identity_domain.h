@@ -10,8 +10,9 @@ namespace forebay {
 
 class identity_domain final : public dma_domain {
  public:
-  explicit identity_domain(std::string name, const dma_limits& limits = {}) noexcept
-      : dma_domain(std::move(name), limits) {}
+  explicit identity_domain(std::string name, const dma_limits& limits = {},
+                           const dma_check_options& checks = {}) noexcept
+      : dma_domain(std::move(name), limits, dma_guardable::none, checks) {}
 
  protected:
   result<dma_segment> do_map(std::span<std::byte> memory, dma_direction) noexcept override {
