@@ -5,6 +5,13 @@
 
 namespace forebay {
 
+// Is told of a failed assertion before anything is printed. If it returns, the process ends as
+// without it; a test that runs code on stacks of its own may leave the failed one for good.
+using assertion_hook = void (*)(const char* expression, const char* file, int line) noexcept;
+
+// Null: nobody is told, as at first. Any thread; one hook for the process.
+void set_assertion_hook(assertion_hook hook) noexcept;
+
 // Prints one line (file, line, expression) to standard error and aborts. Safe to call from any
 // thread.
 [[noreturn]] void assertion_failed(const char* expression, const char* file, int line) noexcept;

@@ -1,5 +1,7 @@
 #include "forebay/base/assert.h"
 
+#include <cstdio>
+
 #include <gtest/gtest.h>
 
 namespace forebay {
@@ -10,6 +12,17 @@ TEST(AssertDeathTest, AFailedAssertionNamesTheExpressionAndAborts) {
   const int pages = 3;
   EXPECT_EXIT(FOREBAY_ASSERT(pages == 4), testing::KilledBySignal(SIGABRT),
               "assertion failed at .*assert_test\\.cc:[0-9]+: pages == 4");
+}
+
+TEST(AssertDeathTest, AHookIsToldFirst) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  const int pages = 3;
+  const auto hook = [](const char* expression, const char*, int) noexcept {
+    std::fprintf(stderr, "told of %s\n", expression);
+  };
+  EXPECT_EXIT((set_assertion_hook(hook), FOREBAY_ASSERT(pages == 4)),
+              testing::KilledBySignal(SIGABRT),
+              "told of pages == 4\n(.|\n)*assertion failed at .*: pages == 4");
 }
 
 TEST(Assert, TheConditionIsEvaluatedOnceAndMayHold) {
