@@ -58,6 +58,8 @@ struct dma_limits {
   // A segment does not cross a multiple of boundary_mask + 1 of device addresses (Linux's
   // dma_set_seg_boundary); all ones: none. A power of two less one.
   std::uint64_t boundary_mask = std::numeric_limits<std::uint64_t>::max();
+  // What one mapping can have, however many segments it becomes (Linux's dma_max_mapping_size).
+  std::uint32_t max_mapping_bytes = std::uint32_t{1} << 31;
 };
 
 // Whether `s` keeps to the limits of one segment.

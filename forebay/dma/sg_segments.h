@@ -31,6 +31,7 @@ namespace forebay {
 // Takes them back: the same pieces, and the segments that map_segments() gave for them. The domain
 // is told of each piece as it was mapped, whatever had become of it among the segments.
 void unmap_segments(dma_domain& domain, std::span<const iovec> pieces, dma_direction d,
-                    std::span<const dma_segment> segments) noexcept;
+                    std::span<const dma_segment> segments,
+                    std::source_location where = std::source_location::current()) noexcept;
 
 }  // namespace forebay
