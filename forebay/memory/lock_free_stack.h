@@ -47,9 +47,9 @@ class basic_lock_free_stack {
 
   // The item on top, `none` if the stack is empty. Any thread.
   std::uint32_t pop() noexcept {
+    // A round that was lost to another thread leaves an item behind that is not ours.
     std::uint32_t item = none;
-    pop({&item, 1});
-    return item;
+    return pop({&item, 1}) == 1 ? item : none;
   }
 
   // Up to items.size() items in one step, the top one first; how many. Any thread.
@@ -65,8 +65,9 @@ class basic_lock_free_stack {
         top = links_[top].load(std::memory_order_relaxed);  // relaxed: ordered by the head
       }
       if (n == 0) return 0;
-      // acquire: see above, on failure for the next round.
-      if (head_.compare_exchange_weak(head, word(tag_of(head) + 1, top), std::memory_order_acquire,
+      // relaxed: the value was read with acquire, and the tag tells that it is the same store.
+      // acquire on failure: for the next round.
+      if (head_.compare_exchange_weak(head, word(tag_of(head) + 1, top), std::memory_order_relaxed,
                                       std::memory_order_acquire)) {  // acquire: see above
         return n;
       }
@@ -100,7 +101,8 @@ class basic_lock_free_stack {
   // walk may go astray; it ends after `limit` items.
   std::size_t count(std::size_t limit) const noexcept {
     std::size_t n = 0;
-    std::uint32_t item = index_of(head_.load(std::memory_order_acquire));  // acquire: as in pop
+    // relaxed: at rest everything is ordered, and before that nothing is promised.
+    std::uint32_t item = index_of(head_.load(std::memory_order_relaxed));
     for (; item != none && n < limit; ++n) {
       item = links_[item].load(std::memory_order_relaxed);  // relaxed: ordered by the head
     }
