@@ -118,11 +118,11 @@ class basic_refcount {
   }
 
   // From exactly `expected` to zero in one step: true makes the caller the only owner ("freeze").
-  // False leaves the count as it was. acq_rel: sees the writes of earlier holders and publishes the
-  // caller's own.
+  // False leaves the count as it was. acquire: sees the writes of earlier holders. It publishes
+  // nothing: who finds the 0 has no reference and reads no more.
   [[nodiscard]] bool freeze(std::uint32_t expected) noexcept {
     return count_.compare_exchange_strong(
-        expected, 0, std::memory_order_acq_rel,
+        expected, 0, std::memory_order_acquire,
         std::memory_order_relaxed);  // relaxed: nothing was learnt
   }
 

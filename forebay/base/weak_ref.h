@@ -77,8 +77,9 @@ class basic_ref_pair {
         saturate(refcount_misuse::add_not_zero_overflow, strong);
         return true;
       }
-      // acquire: the new holder sees what those who have left wrote to the object.
-    } while (!word_.compare_exchange_weak(old, old + one_strong, std::memory_order_acquire,
+      // relaxed: the caller's weak reference orders what it reads, as a strong one does for
+      // get_strong(); whether another holder has left it cannot tell, and put_strong() acquires.
+    } while (!word_.compare_exchange_weak(old, old + one_strong, std::memory_order_relaxed,
                                           std::memory_order_relaxed));  // relaxed: retried
     return true;
   }
