@@ -135,6 +135,8 @@ class basic_spsc_ring {
 
   // True: who looks for items after this sees all that there will be.
   bool closed() const noexcept { return producer_.closed(); }
+  // Closed and empty: no pop will find anything any more.
+  bool drained() const noexcept { return closed() && empty(); }
 
   std::size_t capacity() const noexcept { return slots_.capacity(); }
   // Items in the ring. The consumer finds so many at least; the producer finds room for all but so

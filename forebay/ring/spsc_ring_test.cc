@@ -93,12 +93,14 @@ TEST(spsc_ring, closed_takes_nothing_and_gives_what_it_has) {
   EXPECT_FALSE(ring->closed());
   ring->close();
   EXPECT_TRUE(ring->closed());
+  EXPECT_FALSE(ring->drained());
   EXPECT_FALSE(ring->try_push(2));
   EXPECT_EQ(ring->try_push_some(numbers_from(0, 2)), 0u);
   EXPECT_TRUE(ring->reserve(2).empty());
   int item = 0;
   EXPECT_TRUE(ring->try_pop(item));
   EXPECT_EQ(item, 1);
+  EXPECT_TRUE(ring->drained());
   EXPECT_FALSE(ring->try_pop(item));
 }
 
