@@ -105,9 +105,9 @@ result<> uring_queue_pair::cancel(const completion& target, completion& done) no
   return push(s, done);
 }
 
-result<> uring_queue_pair::ring_doorbell(std::uint64_t timeout_ns) noexcept {
+result<> uring_queue_pair::ring_doorbell(std::uint64_t timeout_ns, unsigned completions) noexcept {
   registered_.answer();
-  return ring_.submit_and_wait(timeout_ns == 0 ? 0 : 1, timeout_ns);
+  return ring_.submit_and_wait(timeout_ns == 0 ? 0 : completions, timeout_ns);
 }
 
 completion* uring_queue_pair::reap() noexcept {

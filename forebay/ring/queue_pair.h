@@ -54,9 +54,10 @@ class uring_queue_pair {
 
   static constexpr std::size_t max_segments = 256;  // of one transfer
 
-  // Hands over what is queued (the doorbell) and waits for at least one completion, at most
-  // `timeout_ns`; 0 only looks.
-  result<> ring_doorbell(std::uint64_t timeout_ns) noexcept;
+  // Hands over what is queued (the doorbell) and waits for `completions`, which must be under way,
+  // at most `timeout_ns`; 0 only looks. Waiting for several of many saves wake-ups (NVMe's
+  // interrupt coalescing).
+  result<> ring_doorbell(std::uint64_t timeout_ns, unsigned completions = 1) noexcept;
 
   // Submissions that are queued and not handed over yet.
   unsigned queued() const noexcept { return ring_.queued(); }
