@@ -36,7 +36,7 @@ endforeach()
 
 file(GLOB_RECURSE sources CONFIGURE_DEPENDS sim/*_test.cc)
 if(sources)
-  forebay_test_program(sim SOURCES ${sources})
+  forebay_test_program(sim SOURCES ${sources} LIBS forebay_explorer)
 endif()
 
 file(GLOB sources CONFIGURE_DEPENDS tools/forebay/*_test.cc)

@@ -13,7 +13,7 @@ result<std::unique_ptr<loop>> loop::create(unsigned entries) {
   if (made == nullptr) return fail(ENOMEM);
   auto count =
       own<std::span<std::byte>>(std::as_writable_bytes(std::span(&made->wakeup_count_, 1)));
-  auto mapped = std::move(count).map(made->plain(), dma_direction::from_device);
+  auto mapped = std::move(count).map(made->registered(), dma_direction::from_device);
   if (!mapped) return fail(mapped.error());
   made->wakeup_memory_ = std::move(*mapped);
   return made;

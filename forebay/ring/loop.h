@@ -32,8 +32,8 @@ class loop final : public executor {
 
   uring_queue_pair& queue() noexcept { return queue_; }
 
-  // The domains that memory for its operations is mapped in: for transfers of files, and for
-  // everything else. Of the loop's thread.
+  // The domains that memory for its operations is mapped in: for transfers of files, and for those
+  // of sockets. Of the loop's thread.
   uring_domain& registered() noexcept { return queue_.registered(); }
   identity_domain& plain() noexcept { return queue_.plain(); }
 

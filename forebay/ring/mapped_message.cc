@@ -5,12 +5,14 @@
 namespace forebay {
 namespace {
 
+// What an identity_domain made of a piece.
+dma_segment segment_of(const iovec& piece) noexcept {
+  return {dma_address{std::bit_cast<std::uintptr_t>(piece.iov_base)},
+          static_cast<std::uint32_t>(piece.iov_len), dma_segment::no_region};
+}
+
 void unmap_each(dma_domain& domain, std::span<const iovec> pieces) noexcept {
-  for (const iovec& p : pieces) {
-    domain.unmap({dma_address{std::bit_cast<std::uintptr_t>(p.iov_base)},
-                  static_cast<std::uint32_t>(p.iov_len), dma_segment::no_region},
-                 dma_direction::to_device);
-  }
+  for (const iovec& p : pieces) domain.unmap(segment_of(p), dma_direction::to_device);
 }
 
 }  // namespace
@@ -30,6 +32,13 @@ result<> mapped_message::map(dma_domain& domain, std::span<iovec> pieces) noexce
   pieces_ = pieces;
   header_.set(pieces);
   return {};
+}
+
+void mapped_message::check_access() const noexcept {
+  for (const iovec& p : pieces_) {
+    domain_->check_access(segment_of(p), 0, static_cast<std::uint32_t>(p.iov_len),
+                          dma_direction::to_device);
+  }
 }
 
 void mapped_message::unmap() noexcept {

@@ -26,6 +26,9 @@ class mapped_message {
   // The pieces are the caller's again. Without effect if there are none.
   void unmap() noexcept;
 
+  // In a domain that is checked: that the pieces are still mapped.
+  void check_access() const noexcept;
+
   const message_header& header() const noexcept { return header_; }
 
  private:

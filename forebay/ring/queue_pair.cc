@@ -37,6 +37,16 @@ void uring_queue_pair::use_registered_file(uring_submission& s) const noexcept {
   s.registered_file = true;
 }
 
+// What the request names has to be the device's now.
+void uring_queue_pair::check_memory(const uring_request& r) const noexcept {
+  if (r.message_ != nullptr) return r.message_->check_access();
+  const dma_domain& domain =
+      r.opcode_ == uring_opcode::recv ? static_cast<const dma_domain&>(plain_) : registered_;
+  const dma_direction d =
+      r.opcode_ == uring_opcode::write ? dma_direction::to_device : dma_direction::from_device;
+  for (const dma_segment& s : r.segments_) domain.check_access(s, 0, s.length, d);
+}
+
 // A transfer of several segments: the kernel wants a vector of them, until it has taken the
 // submission.
 result<> uring_queue_pair::set_vector(uring_submission& s, const uring_request& r) noexcept {
@@ -96,6 +106,8 @@ result<> uring_queue_pair::submit(const uring_request& r, completion& done) noex
                      .extent_bytes = r.extent_bytes_,
                      .flags = r.flags_};
   if (auto set = set_memory(s, r); !set) return set;
+  if (registered_.checked() || plain_.checked()) [[unlikely]]
+    check_memory(r);
   use_registered_file(s);
   return push(s, done);
 }

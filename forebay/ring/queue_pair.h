@@ -3,7 +3,8 @@
 //
 // All memory that a transfer moves is mapped first, in one of the pair's two domains: registered()
 // for transfers of files, which uses registered memory wherever there is some, and plain() for
-// everything else. Files can be registered too: submit() then uses them by itself.
+// sockets. Where the domains are checked (dma/debug.h), so is each request: that what it names is
+// mapped, in the direction it goes. Files can be registered too: submit() then uses them by itself.
 #pragma once
 
 #include <array>
@@ -69,6 +70,7 @@ class uring_queue_pair {
   std::uint32_t in_flight() const noexcept { return in_flight_; }
 
  private:
+  [[gnu::cold]] void check_memory(const uring_request& r) const noexcept;
   result<> set_memory(uring_submission& s, const uring_request& r) noexcept;
   result<> set_vector(uring_submission& s, const uring_request& r) noexcept;
   void use_registered_file(uring_submission& s) const noexcept;
@@ -76,7 +78,7 @@ class uring_queue_pair {
 
   uring ring_;
   uring_domain registered_{ring_};
-  identity_domain plain_{"io_uring, not registered"};
+  identity_domain plain_{"uring-plain"};
   std::vector<int> files_;  // registered under their index here
   std::uint32_t in_flight_ = 0;
   std::size_t vectors_used_ = 0;

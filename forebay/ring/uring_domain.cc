@@ -181,7 +181,8 @@ void uring_domain::attachment::do_what_was_asked() noexcept {
   }
 }
 
-uring_domain::uring_domain(uring& ring) noexcept : dma_domain("io_uring", {}), ring_(ring) {}
+uring_domain::uring_domain(uring& ring) noexcept
+    : dma_domain("uring", {}, dma_guardable::with_region), ring_(ring) {}
 
 uring_domain::~uring_domain() {
   while (count_ != 0) detach(*attached_[count_ - 1]);
