@@ -146,8 +146,8 @@ class basic_descriptor_driver {
   result<> wait(std::uint64_t timeout_ns) noexcept {
     if (posted_ == reaped_) return fail(side_.fault() ? side_.fault() : errno_code(ENODATA));
     return side_.wait(last_of_oldest(), timeout_ns, [this]() noexcept {
-      // acquire: as in reap.
-      return (slots_[last_of_oldest() & mask_].status.load(std::memory_order_acquire) &
+      // relaxed: reap() looks again.
+      return (slots_[last_of_oldest() & mask_].status.load(std::memory_order_relaxed) &
               descriptor_status::done) != 0;
     });
   }
@@ -235,8 +235,8 @@ class basic_descriptor_device {
   // closed; ring_errc::peer_gone; fault().
   result<> wait(std::uint64_t timeout_ns) noexcept {
     return side_.wait(taken_, timeout_ns, [this]() noexcept {
-      // acquire: as in take.
-      return seen_ != taken_ || side_.other().position.load(std::memory_order_acquire) != taken_;
+      // relaxed: take() looks again.
+      return seen_ != taken_ || side_.other().position.load(std::memory_order_relaxed) != taken_;
     });
   }
 

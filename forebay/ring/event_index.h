@@ -45,8 +45,9 @@ constexpr bool event_passed(std::uint32_t wanted, std::uint32_t old, std::uint32
 // Wakes the side that waits on `words`, whatever it waits for.
 template <AtomicsPolicy Atomics, typename Waiter>
 void ring_bell(event_words<Atomics>& words, Waiter& waiter) noexcept {
-  // release: a waiter that takes its ticket from this value writes `wanted` after it, so this side
-  // cannot have read that `wanted` before: the bell it waits for is still to come.
+  // release: this side has read `wanted` before, so not one that a waiter writes after it has taken
+  // its ticket from this value: the bell which that one asks for is still to come.
+  // beyond the explorer: it would take a load of the ticket after the store of `wanted`.
   words.bell.fetch_add(1, std::memory_order_release);
   waiter.wake(words.bell);
 }
@@ -65,8 +66,9 @@ bool ring_bell_if_wanted(event_words<Atomics>& words, Waiter& waiter, std::uint3
   return true;
 }
 
-// Waits until ready() is true; it looks at the other side's position with acquire loads. `wanted`
-// is the position whose publication makes it true. Errors: ETIMEDOUT after timeout_ns (UINT64_MAX:
+// Waits until ready() is true, which is a look at the other side's position of any order: whoever
+// then reads what was published looks at it again, with acquire. `wanted` is the position whose
+// publication makes it true. Errors: ETIMEDOUT after timeout_ns (UINT64_MAX:
 // never), ring_errc::peer_gone if it has gone and ready() is still not true. `sleeps` counts.
 template <AtomicsPolicy Atomics, typename Waiter, typename Ready>
 result<> wait_for_event(event_words<Atomics>& words, Waiter& waiter, std::uint32_t wanted,
@@ -77,7 +79,7 @@ result<> wait_for_event(event_words<Atomics>& words, Waiter& waiter, std::uint32
   }
   const std::uint64_t start = waiter.now_ns();
   for (;;) {
-    // acquire: pairs with ring_bell.
+    // acquire: pairs with ring_bell. beyond the explorer: see there.
     const std::uint32_t ticket = words.bell.load(std::memory_order_acquire);
     words.wanted.store(wanted, std::memory_order_relaxed);  // relaxed: the fence orders it
     // seq_cst: pairs with the fence of ring_bell_if_wanted, see the top.

@@ -51,8 +51,8 @@ class basic_shared_queue_controller {
   // closed; ring_errc::peer_gone; fault().
   result<> wait(std::uint64_t timeout_ns) noexcept {
     return side_.wait(taken_, timeout_ns, [this]() noexcept {
-      // acquire: as in take.
-      return seen_ != taken_ || side_.other().position.load(std::memory_order_acquire) != taken_;
+      // relaxed: take() looks again.
+      return seen_ != taken_ || side_.other().position.load(std::memory_order_relaxed) != taken_;
     });
   }
 
@@ -210,8 +210,9 @@ result<> basic_shared_queue_controller<Atomics, Waiter>::complete(std::uint32_t 
   if (status < -std::int32_t{completion_state::error_max}) return fail(EINVAL);
   if (status > 0 && static_cast<std::uint32_t>(status) > f.length) return fail(EINVAL);
   if (completed_ - consumed_ > completion_mask_) {
-    // acquire: the host has read the entries before this position, which are written again now.
-    const std::uint32_t consumed = side_.other().consumed.load(std::memory_order_acquire);
+    // relaxed: the command that needs the entry was published after the host had read it, and
+    // look() has seen that; a host that does not keep to this reads what it deserves.
+    const std::uint32_t consumed = side_.other().consumed.load(std::memory_order_relaxed);
     if (consumed - consumed_ > completed_ - consumed_) {
       return side_.set_fault(ring_errc::position_jump);
     }

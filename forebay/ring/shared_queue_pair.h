@@ -80,8 +80,11 @@ class basic_shared_queue_pair {
   // Waits until there is a completion. Errors: ETIMEDOUT; errc::end_of_stream if the controller has
   // closed; ring_errc::peer_gone; fault().
   result<> wait(std::uint64_t timeout_ns) noexcept {
-    return side_.wait(reaped_, timeout_ns,
-                      [this]() noexcept { return is_there(state_of(reaped_)); });
+    return side_.wait(reaped_, timeout_ns, [this]() noexcept {
+      // relaxed: reap() looks again.
+      return is_there(
+          completions_[reaped_ & completion_mask_].state.load(std::memory_order_relaxed));
+    });
   }
 
   // The next command that has ended, null when there is none for now, or a fault().
@@ -117,18 +120,15 @@ class basic_shared_queue_pair {
                           const options& o, std::unique_ptr<flight[]> flights,
                           std::unique_ptr<std::uint16_t[]> free) noexcept;
 
-  std::uint64_t state_of(std::uint32_t position) const noexcept {
-    // acquire: `what`, and the data that the controller has written, are before the phase bit.
-    return completions_[position & completion_mask_].state.load(std::memory_order_acquire);
-  }
   bool is_there(std::uint64_t state) const noexcept {
     return completion_state::phase(state) == phase_of(reaped_, completion_mask_ + 1);
   }
   void publish_consumed() noexcept {
     if (consumed_ == reaped_) return;
     consumed_ = reaped_;
-    // release: the controller writes the entries again only after they have been read.
-    side_.own().consumed.store(consumed_, std::memory_order_release);
+    // relaxed: only a command that is published later needs the entries again, and its position
+    // comes after this store and after the entries have been read.
+    side_.own().consumed.store(consumed_, std::memory_order_relaxed);
   }
   // The flight that a completion ends, null with a fault if there is none.
   flight* check(std::uint64_t state, std::uint64_t what) noexcept;
@@ -279,14 +279,14 @@ template <AtomicsPolicy Atomics, typename Waiter>
 completion* basic_shared_queue_pair<Atomics, Waiter>::reap() noexcept {
   if (abandoned_ != 0) return reap_abandoned();
   if (side_.fault()) return nullptr;
-  const std::uint64_t state = state_of(reaped_);
+  const completion_slot<Atomics>& slot = completions_[reaped_ & completion_mask_];
+  // acquire: `what`, and the data that the controller has written, are before the phase bit.
+  const std::uint64_t state = slot.state.load(std::memory_order_acquire);
   if (!is_there(state)) {
     publish_consumed();
     return nullptr;
   }
-  // relaxed: the phase bit orders it.
-  const std::uint64_t what =
-      completions_[reaped_ & completion_mask_].what.load(std::memory_order_relaxed);
+  const std::uint64_t what = slot.what.load(std::memory_order_relaxed);  // relaxed: see above
   flight* const f = check(state, what);
   if (f == nullptr) return nullptr;
   ++reaped_;
