@@ -1,16 +1,15 @@
 #include "forebay/dma/debug.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <bit>
-#include <cstdio>
 #include <cstdlib>
 #include <new>
 #include <numeric>
 
 #include "forebay/base/debug_names.h"
-#include "forebay/os/mutex.h"
+#include "forebay/dma/debug_parts.h"
+#include "forebay/dma/guard.h"
+#include "forebay/os/protection.h"
 
 namespace forebay {
 namespace {
@@ -45,6 +44,16 @@ constexpr std::array<std::string_view, dma_mistakes> mistake_names{
     "domain destroyed with mappings",
 };
 
+}  // namespace
+
+constinit mutex dma_records_lock;
+constinit thread_local bool holds_dma_records_lock = false;
+
+range_index<dma_mapping>& dma_records() noexcept {
+  static range_index<dma_mapping>& all = *new range_index<dma_mapping>;  // never destroyed
+  return all;
+}
+
 std::string_view to_string(dma_direction d) noexcept {
   switch (d) {
     case dma_direction::to_device:
@@ -69,70 +78,9 @@ std::string_view to_string(dma_kind k) noexcept {
   return "no kind";
 }
 
-// The one lock, and the pieces of all mappings of all checked domains by the CPU's addresses.
-mutex records_lock;
-range_index<dma_mapping>& by_cpu_address() noexcept {
-  static range_index<dma_mapping>& all = *new range_index<dma_mapping>;  // never destroyed
-  return all;
-}
-
-// This thread holds the lock: a fault that happens then must not wait for it.
-thread_local bool holds_records_lock = false;
-
-// A line of text that is cut off where it gets too long.
-class line {
- public:
-  template <typename... Arguments>
-  void add(fmt::format_string<Arguments...> format, Arguments&&... arguments) noexcept {
-    const auto end = fmt::format_to_n(text_.data() + size_, text_.size() - 1 - size_, format,
-                                      std::forward<Arguments>(arguments)...);
-    size_ = std::min(size_ + end.size, text_.size() - 1);
-  }
-  void add(const dma_segment& s) noexcept {
-    add("address {:#x}, length {}", to_number(s.address), s.length);
-    if (s.region != dma_segment::no_region) add(", region {}", s.region);
-  }
-  void add(const std::source_location& where) noexcept {
-    add("{}:{}", where.file_name(), where.line());
-  }
-  std::string_view text() const noexcept { return {text_.data(), size_}; }
-  void print() noexcept {
-    text_[size_] = '\n';
-    std::fwrite(text_.data(), 1, size_ + 1, stderr);
-  }
-
- private:
-  std::array<char, 1024> text_;
-  std::size_t size_ = 0;
-};
-
-}  // namespace
-
 std::string_view to_string(dma_mistake m) noexcept {
   return mistake_names[static_cast<std::size_t>(m)];
 }
-
-class FOREBAY_SCOPED_CAPABILITY dma_debug::held {
- public:
-  held() FOREBAY_ACQUIRE(records_lock) {
-    records_lock.lock();
-    holds_records_lock = true;
-  }
-  ~held() FOREBAY_RELEASE() {
-    holds_records_lock = false;
-    records_lock.unlock();
-  }
-  held(const held&) = delete;
-  held& operator=(const held&) = delete;
-};
-
-// What was asked for.
-struct dma_debug::call {
-  dma_segment segment;
-  dma_direction direction;
-  dma_kind kind;
-  const std::source_location& where;
-};
 
 // ---- Reports ----
 
@@ -151,16 +99,23 @@ std::unique_ptr<dma_debug> dma_debug::create(std::string_view name, const dma_li
   std::unique_ptr<dma_debug> made(new (std::nothrow) dma_debug(
       name, limits, check == dma_check::abort, guard, options.segments_max));
   if (made == nullptr) {
-    line l;
+    report_line l;
     l.add("forebay: dma \"{}\": no memory for checks, there are none", name);
     l.print();
+  } else if (guard != dma_guardable::none) {
+    explain_faults(explain);
   }
   return made;
 }
 
 dma_debug::dma_debug(std::string_view name, const dma_limits& limits, bool abort,
                      dma_guardable guard, std::uint32_t segments_max) noexcept
-    : name_(name), limits_(limits), abort_(abort), guard_(guard), segments_max_(segments_max) {}
+    : name_(name),
+      limits_(limits),
+      abort_(abort),
+      guardable_(guard),
+      segments_max_(segments_max),
+      guards_(guard != dma_guardable::none) {}
 
 dma_debug::~dma_debug() {
   const held lock;
@@ -174,7 +129,7 @@ void dma_debug::report(const held&, dma_mistake m, const call& c, const dma_mapp
   ++counts_[static_cast<std::size_t>(m)];
   const std::uint64_t all = std::accumulate(counts_.begin(), counts_.end(), std::uint64_t{0});
   if (all > lines_max && !abort_) return;
-  line l;
+  report_line l;
   l.add("forebay: dma \"{}\": {}: ", name_, to_string(m));
   l.add(c.segment);
   l.add(", {}, {}", to_string(c.direction), to_string(c.kind));
@@ -192,7 +147,7 @@ void dma_debug::report(const held&, dma_mistake m, const call& c, const dma_mapp
   l.print();
   if (abort_) std::abort();
   if (all == lines_max) {
-    line last;
+    report_line last;
     last.add("forebay: dma \"{}\": further mistakes are counted, not shown", name_);
     last.print();
   }
@@ -201,7 +156,7 @@ void dma_debug::report(const held&, dma_mistake m, const call& c, const dma_mapp
 void dma_debug::report_leaks(const held&) noexcept {
   constexpr std::size_t shown_max = 8;
   counts_[static_cast<std::size_t>(dma_mistake::leak)] += active_;
-  line l;
+  report_line l;
   l.add("forebay: dma \"{}\": {}: {} of them", name_, to_string(dma_mistake::leak), active_);
   std::size_t shown = 0;
   for (const dma_mapping& m : mappings_) {
@@ -220,7 +175,7 @@ void dma_debug::switch_off(const held& lock, const char* why) noexcept {
   if (!working_) return;
   working_ = false;
   while (!mappings_.empty()) remove(lock, mappings_.front());
-  line l;
+  report_line l;
   l.add("forebay: dma \"{}\": {}, its checks end here", name_, why);
   l.print();
 }
@@ -250,11 +205,14 @@ bool dma_debug::working() const noexcept {
   return working_;
 }
 
-bool dma_debug::guards() const noexcept { return guard_ != dma_guardable::none && working(); }
+bool dma_debug::guards() const noexcept {
+  const held lock;
+  return guards_ && working_;
+}
 
 // ---- Map ----
 
-void dma_debug::to_be_mapped(std::span<const std::byte> memory, dma_direction d, bool reached,
+bool dma_debug::to_be_mapped(std::span<const std::byte> memory, dma_direction d, bool reached,
                              const std::source_location& where) noexcept {
   const auto first = std::bit_cast<std::uintptr_t>(memory.data());
   const call c{.segment = {.address = dma_address{first},
@@ -263,12 +221,22 @@ void dma_debug::to_be_mapped(std::span<const std::byte> memory, dma_direction d,
                .direction = d,
                .kind = dma_kind::single,
                .where = where};
+  const bool stack = on_own_stack(memory.data());
+  const bool constant = device_writes(d) && in_program_constants(memory);
   const held lock;
-  if (!working_) return;
-  if (memory.empty()) return report(lock, dma_mistake::no_bytes, c, nullptr);
-  if (memory.size() - 1 > UINTPTR_MAX - first)
-    return report(lock, dma_mistake::overflowing_length, c, nullptr);
+  if (!working_) return true;
+  if (memory.empty()) {
+    report(lock, dma_mistake::no_bytes, c, nullptr);
+    return false;
+  }
+  if (memory.size() - 1 > UINTPTR_MAX - first) {
+    report(lock, dma_mistake::overflowing_length, c, nullptr);
+    return false;
+  }
   if (!reached) report(lock, dma_mistake::unreachable_memory, c, nullptr);
+  if (stack) report(lock, dma_mistake::stack_memory, c, nullptr);
+  if (constant) report(lock, dma_mistake::constant_memory, c, nullptr);
+  return true;
 }
 
 void dma_debug::mapped(dma_kind kind, std::span<const dma_segment> segments,
@@ -276,10 +244,11 @@ void dma_debug::mapped(dma_kind kind, std::span<const dma_segment> segments,
                        const std::source_location& where) noexcept {
   if (segments.empty()) return;
   std::unique_ptr<dma_mapping> m = dma_mapping::create(segments, pieces);
+  const bool guardable = kind != dma_kind::coherent && can_be_guarded(segments, pieces);
   const held lock;
   if (!working_) return;
   if (m == nullptr || !by_address_.reserve(segments.size()) ||
-      !by_cpu_address().reserve(pieces.size()))
+      !dma_records().reserve(pieces.size()))
     return switch_off(lock, "no memory to keep track of mappings");
   if (by_address_.size() + segments.size() > segments_max_)
     return switch_off(lock, "more segments are mapped than it keeps track of");
@@ -287,6 +256,7 @@ void dma_debug::mapped(dma_kind kind, std::span<const dma_segment> segments,
   m->kind = kind;
   m->direction = d;
   m->where = where;
+  m->guarded = guardable && guards_;
   enter(lock, {.segment = segments[0], .direction = d, .kind = kind, .where = where}, std::move(m));
 }
 
@@ -295,10 +265,37 @@ void dma_debug::enter(const held& lock, const call& c, std::unique_ptr<dma_mappi
   for (std::uint32_t i = 0; i < m->segment_count; ++i) by_address_.insert(m->device_range(i));
   for (std::uint32_t i = 0; i < m->piece_count; ++i) {
     right = check_overlap(lock, c, *m, i) && right;
-    by_cpu_address().insert(m->cpu_range(i));
+    dma_records().insert(m->cpu_range(i));
   }
+  m->guarded = m->guarded && right;
+  if (m->guarded && !dma_guard::update(dma_records(), *m, 0, m->bytes, true))
+    stop_guarding(lock, *m);
   ++active_;
   mappings_.push_back(*m.release());
+}
+
+// Where the guard of one more mapping would harm, or its device could not do its work.
+bool dma_debug::can_be_guarded(std::span<const dma_segment> segments,
+                               std::span<const std::span<std::byte>> pieces) const noexcept {
+  if (guardable_ == dma_guardable::none) return false;
+  const auto in_region = [](const dma_segment& s) { return s.region != dma_segment::no_region; };
+  if (guardable_ == dma_guardable::with_region && !std::ranges::all_of(segments, in_region))
+    return false;
+  return std::ranges::none_of(pieces, [](std::span<std::byte> p) {
+    return on_own_stack(p.data()) || in_program_constants(p);
+  });
+}
+
+void dma_debug::stop_guarding(const held&, dma_mapping& m) noexcept {
+  m.guarded = false;
+  static_cast<void>(dma_guard::update(dma_records(), m, 0, m.bytes, true));
+  guards_ = false;
+  report_line l;
+  l.add(
+      "forebay: dma \"{}\": the system refuses to protect memory (huge pages of MAP_HUGETLB, or "
+      "vm.max_map_count); from now on stray accesses are not caught",
+      name_);
+  l.print();
 }
 
 bool dma_debug::check_segments(const held& lock, const call& c, const dma_mapping& m) noexcept {
@@ -330,7 +327,7 @@ bool dma_debug::check_overlap(const held& lock, const call& c, const dma_mapping
                               std::uint32_t piece) noexcept {
   const dma_mapping::piece& p = m.pieces[piece];
   const dma_mapping* with = nullptr;
-  by_cpu_address().overlapping(0, p.first, p.last(), [&](const dma_mapping::range& r) {
+  dma_records().overlapping(0, p.first, p.last(), [&](const dma_mapping::range& r) {
     const bool written = device_writes(m.direction) || device_writes(r.of->direction);
     // Two devices may share memory that each uses at any time.
     const bool shared =
@@ -339,7 +336,7 @@ bool dma_debug::check_overlap(const held& lock, const call& c, const dma_mapping
     return with == nullptr;
   });
   if (with == nullptr) return true;
-  line more;
+  report_line more;
   more.add("memory {:#x}, {} bytes", p.first, p.bytes);
   if (with->owner != this) more.add(", mapped in \"{}\"", with->owner->name_);
   report(lock, dma_mistake::overlap, c, with, more.text());
@@ -350,7 +347,8 @@ bool dma_debug::check_overlap(const held& lock, const call& c, const dma_mapping
 
 void dma_debug::remove(const held&, dma_mapping& m) noexcept {
   for (std::uint32_t i = 0; i < m.segment_count; ++i) by_address_.erase(m.device_range(i));
-  for (std::uint32_t i = 0; i < m.piece_count; ++i) by_cpu_address().erase(m.cpu_range(i));
+  for (std::uint32_t i = 0; i < m.piece_count; ++i) dma_records().erase(m.cpu_range(i));
+  if (m.guarded) static_cast<void>(dma_guard::update(dma_records(), m, 0, m.bytes, false));
   m.link.unlink();
   --active_;
   const std::unique_ptr<dma_mapping> gone(&m);
@@ -392,6 +390,7 @@ std::optional<dma_debug::mapped_as> dma_debug::to_be_unmapped(
     report_unknown(lock, c);
     return std::nullopt;
   }
+  give_lent_to_twin(lock, *m);
   compare(lock, c, *m, segments);
   const mapped_as was{.segment = m->segments[0], .direction = m->direction};
   ended_[ended_next_++ % ended_.size()] = {
@@ -406,7 +405,7 @@ void dma_debug::report_unknown(const held& lock, const call& c) noexcept {
     if (e.segment.length == 0 || e.segment.address != c.segment.address ||
         e.segment.region != c.segment.region)
       continue;
-    line more;
+    report_line more;
     more.add("it was mapped at ");
     more.add(e.mapped);
     more.add(" and unmapped at ");
@@ -414,6 +413,24 @@ void dma_debug::report_unknown(const held& lock, const call& c) noexcept {
     return report(lock, dma_mistake::unmap_twice, c, nullptr, more.text());
   }
   report(lock, dma_mistake::unmap_of_unmapped, c, nullptr);
+}
+
+// Of two equal mappings it is not known which one has lent a part, but only how often it is lent.
+void dma_debug::give_lent_to_twin(const held&, dma_mapping& m) noexcept {
+  if (m.lent_count == 0) return;
+  const std::uint64_t first = to_number(m.segments[0].address);
+  const auto look = [&](const dma_mapping::range& r) {
+    dma_mapping& twin = *r.of;
+    if (&twin == &m || twin.kind != m.kind || twin.direction != m.direction ||
+        !std::ranges::equal(twin.all_segments(), m.all_segments()))
+      return true;
+    for (std::uint32_t i = m.lent_count; i-- != 0;) {
+      const dma_mapping::lent l = m.lents[i];
+      if (!twin.is_lent(l.start, l.bytes) && twin.lend(l)) m.take_back(l.start, l.bytes);
+    }
+    return m.lent_count != 0;
+  };
+  by_address_.overlapping(m.segments[0].region, first, first, look);
 }
 
 void dma_debug::compare(const held& lock, const call& c, const dma_mapping& m,
@@ -427,130 +444,22 @@ void dma_debug::compare(const held& lock, const call& c, const dma_mapping& m,
   }
   if (m.direction != c.direction) report(lock, dma_mistake::unmap_with_other_direction, c, &m);
   if (m.lent_count != 0) {
-    line more;
+    report_line more;
     more.add("{} bytes from {} were lent at ", m.lents[0].bytes, m.lents[0].start);
     more.add(m.lents[0].where);
     report(lock, dma_mistake::unmap_while_lent, c, &m, more.text());
   }
 }
 
-// ---- Sync and access ----
-
-// Where a part of `s`, a segment or a part of one, is in a mapping. Of several mappings, the one
-// that `prefer(place)` likes most; one that holds all of the part before one that does not.
-template <typename Prefer>
-dma_debug::place dma_debug::find_part(const held&, const dma_segment& s, std::uint64_t offset,
-                                      std::uint64_t length, Prefer prefer) const noexcept {
-  place best;
-  int best_fit = -1;
-  const std::uint64_t first = to_number(s.address);
-  by_address_.overlapping(s.region, first, first, [&](const dma_mapping::range& r) {
-    const dma_segment& segment = r.of->segments[r.part];
-    const std::uint64_t before = first - to_number(segment.address);
-    const place p{.in = r.of,
-                  .start = r.of->start_of(r.part) + before + offset,
-                  .inside = length != 0 && before + offset + length <= segment.length &&
-                            offset + length <= s.length};
-    const int fit = 4 * (p.inside ? 1 : 0) + 2 * (prefer(p) ? 1 : 0) + (segment == s ? 1 : 0);
-    if (fit > best_fit) {
-      best = p;
-      best_fit = fit;
-    }
-    return true;
-  });
-  return best;
-}
-
-bool dma_debug::check_sync(const held& lock, const call& c, const place& p) noexcept {
-  if (p.in == nullptr) {
-    report(lock, dma_mistake::sync_of_unmapped, c, nullptr);
-    return false;
-  }
-  if (!p.inside) {
-    report(lock, dma_mistake::sync_out_of_range, c, p.in);
-    return false;
-  }
-  if (c.direction != p.in->direction && p.in->direction != dma_direction::bidirectional)
-    report(lock, dma_mistake::sync_with_other_direction, c, p.in);
-  return true;
-}
-
-bool dma_debug::to_be_lent(const dma_segment& s, std::uint32_t offset, std::uint32_t length,
-                           dma_direction d, const std::source_location& where) noexcept {
-  const call c{.segment = part_of(s, offset, length),
-               .direction = d,
-               .kind = dma_kind::single,
-               .where = where};
-  const held lock;
-  if (!working_) return true;
-  const place p = find_part(lock, s, offset, length,
-                            [&](const place& q) { return !q.in->is_lent(q.start, length); });
-  if (!check_sync(lock, c, p)) return false;
-  if (p.in->is_lent(p.start, length)) {
-    report(lock, dma_mistake::lent_already, c, p.in);
-    return false;
-  }
-  if (!p.in->lend({.start = p.start, .bytes = length, .where = where}))
-    switch_off(lock, "no memory to keep track of mappings");
-  return true;
-}
-
-bool dma_debug::to_be_returned(const dma_segment& s, std::uint32_t offset, std::uint32_t length,
-                               dma_direction d, const std::source_location& where) noexcept {
-  const call c{.segment = part_of(s, offset, length),
-               .direction = d,
-               .kind = dma_kind::single,
-               .where = where};
-  const held lock;
-  if (!working_) return true;
-  const place p = find_part(lock, s, offset, length, [&](const place& q) {
-    return q.in->find_lent(q.start, length) != nullptr;
-  });
-  if (!check_sync(lock, c, p)) return false;
-  if (p.in->find_lent(p.start, length) != nullptr) return true;
-  report(lock, dma_mistake::not_lent, c, p.in);
-  return false;
-}
-
-void dma_debug::returned(const dma_segment& s, std::uint32_t offset,
-                         std::uint32_t length) noexcept {
-  const held lock;
-  if (!working_) return;
-  const place p = find_part(lock, s, offset, length, [&](const place& q) {
-    return q.in->find_lent(q.start, length) != nullptr;
-  });
-  if (p.in != nullptr) p.in->take_back(p.start, length);
-}
-
-void dma_debug::access(const dma_segment& s, std::uint32_t offset, std::uint32_t length,
-                       dma_direction direction, const std::source_location& where) noexcept {
-  const call c{.segment = part_of(s, offset, length),
-               .direction = direction,
-               .kind = dma_kind::single,
-               .where = where};
-  const held lock;
-  if (!working_) return;
-  const auto allows = [&](const dma_mapping& m) {
-    return (!device_reads(direction) || device_reads(m.direction)) &&
-           (!device_writes(direction) || device_writes(m.direction));
-  };
-  const place p = find_part(lock, s, offset, length, [&](const place& q) {
-    return allows(*q.in) && !q.in->is_lent(q.start, length);
-  });
-  if (p.in == nullptr) return report(lock, dma_mistake::access_to_unmapped, c, nullptr);
-  if (!p.inside) return report(lock, dma_mistake::access_past_end, c, p.in);
-  if (!allows(*p.in)) return report(lock, dma_mistake::access_in_other_direction, c, p.in);
-  if (p.in->is_lent(p.start, length)) report(lock, dma_mistake::access_while_lent, c, p.in);
-}
-
 std::size_t dma_debug::explain(const void* address, std::span<char> out) noexcept {
-  if (holds_records_lock) return 0;
+  if (holds_dma_records_lock) return 0;
   const held lock;
   const auto at = std::bit_cast<std::uintptr_t>(address);
   std::size_t size = 0;
-  by_cpu_address().overlapping(0, at, at, [&](const dma_mapping::range& r) {
+  dma_records().overlapping(0, at, at, [&](const dma_mapping::range& r) {
     const dma_mapping& m = *r.of;
-    line l;
+    if (!m.guarded) return true;
+    report_line l;
     l.add("forebay: dma \"{}\": {:#x} is byte {} of memory that the device has: ", m.owner->name_,
           at, m.pieces[r.part].start + (at - r.first));
     l.add(m.segments[0]);

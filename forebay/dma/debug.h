@@ -111,8 +111,8 @@ class dma_debug {
 
   // ---- Called by dma_domain ----
 
-  // Before memory is mapped. `reached`: by the device.
-  void to_be_mapped(std::span<const std::byte> memory, dma_direction d, bool reached,
+  // Before memory is mapped. `reached`: by the device. False if it cannot be.
+  bool to_be_mapped(std::span<const std::byte> memory, dma_direction d, bool reached,
                     const std::source_location& where) noexcept;
   void mapped(dma_kind kind, std::span<const dma_segment> segments,
               std::span<const std::span<std::byte>> pieces, dma_direction d,
@@ -148,6 +148,7 @@ class dma_debug {
     dma_mapping* in = nullptr;
     std::uint64_t start = 0;  // of the range in the mapping's bytes
     bool inside = false;      // all of it lies in the segment that was found
+    bool only = true;         // which is the only one there
   };
   struct ended {
     dma_segment segment;
@@ -165,10 +166,14 @@ class dma_debug {
   bool check_overlap(const held&, const call& c, const dma_mapping& m,
                      std::uint32_t piece) noexcept;
   void enter(const held&, const call& c, std::unique_ptr<dma_mapping> m) noexcept;
+  bool can_be_guarded(std::span<const dma_segment> segments,
+                      std::span<const std::span<std::byte>> pieces) const noexcept;
+  void stop_guarding(const held&, dma_mapping& m) noexcept;
   void remove(const held&, dma_mapping& m) noexcept;
   dma_mapping* find_exact(const held&, dma_kind kind, std::span<const dma_segment> segments,
                           dma_direction d) const noexcept;
   void report_unknown(const held&, const call& c) noexcept;
+  void give_lent_to_twin(const held&, dma_mapping& m) noexcept;
   void compare(const held&, const call& c, const dma_mapping& m,
                std::span<const dma_segment> segments) noexcept;
   template <typename Prefer>
@@ -180,11 +185,12 @@ class dma_debug {
   const std::string_view name_;
   const dma_limits limits_;
   const bool abort_;
-  const dma_guardable guard_;
+  const dma_guardable guardable_;
   const std::uint32_t segments_max_;
 
   // Guarded by the lock.
   bool working_ = true;
+  bool guards_;
   intrusive_list<dma_mapping, &dma_mapping::link> mappings_;
   range_index<dma_mapping> by_address_;  // spaces are regions
   std::size_t active_ = 0;

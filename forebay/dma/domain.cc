@@ -18,7 +18,8 @@ dma_domain::~dma_domain() = default;
 result<dma_segment> dma_domain::map_checked(std::span<std::byte> memory, dma_direction d,
                                             bool coherent,
                                             const std::source_location& where) noexcept {
-  debug_->to_be_mapped(memory, d, reaches(memory), where);
+  if (!debug_->to_be_mapped(memory, d, reaches(memory), where))
+    return fail(memory.empty() ? EINVAL : EFAULT);
   const result<dma_segment> s = map_unchecked(memory, d);
   if (s) {
     debug_->mapped(coherent ? dma_kind::coherent : dma_kind::single, {&*s, 1}, {&memory, 1}, d,
@@ -56,8 +57,10 @@ void dma_domain::list_mapped(std::span<const std::span<std::byte>> pieces, bool 
                              std::span<const dma_segment> segments, dma_direction d,
                              const std::source_location& where) noexcept {
   if (!complete) return debug_->no_memory_for_record();
-  for (const std::span<std::byte> p : pieces) debug_->to_be_mapped(p, d, reaches(p), where);
-  debug_->mapped(dma_kind::list, segments, pieces, d, where);
+  bool possible = true;
+  for (const std::span<std::byte> p : pieces)
+    possible = debug_->to_be_mapped(p, d, reaches(p), where) && possible;
+  if (possible) debug_->mapped(dma_kind::list, segments, pieces, d, where);
 }
 
 bool dma_domain::list_unmapped(std::span<const dma_segment> segments, bool complete,

@@ -109,9 +109,9 @@ class [[nodiscard]] cpu_view {
   friend class device_owned;
 
   cpu_view(dma_domain& domain, const dma_segment& s, std::uint32_t offset, dma_direction d,
-           std::span<std::byte> bytes) noexcept
+           std::span<std::byte> bytes, const std::source_location& where) noexcept
       : domain_(&domain), segment_(s), offset_(offset), direction_(d), bytes_(bytes) {
-    domain.sync_for_cpu(s, offset, static_cast<std::uint32_t>(bytes.size()), d);
+    domain.sync_for_cpu(s, offset, static_cast<std::uint32_t>(bytes.size()), d, where);
   }
 
   dma_domain* domain_;
@@ -153,16 +153,18 @@ class [[nodiscard]] device_owned {
 
   // Lends `length` bytes from `offset` to the CPU until the view goes; the device must leave them
   // alone meanwhile. Error: EINVAL if they are not all in the buffer, or none.
-  [[nodiscard]] result<cpu_view> sync_for_cpu(std::uint32_t offset, std::uint32_t length) noexcept {
+  [[nodiscard]] result<cpu_view> sync_for_cpu(
+      std::uint32_t offset, std::uint32_t length,
+      std::source_location where = std::source_location::current()) noexcept {
     if (length == 0 || offset > segment_.length || length > segment_.length - offset)
       return fail(EINVAL);
     return cpu_view(*domain_, segment_, offset, direction_,
-                    dma_memory<Owner>::bytes(owner_).subspan(offset, length));
+                    dma_memory<Owner>::bytes(owner_).subspan(offset, length), where);
   }
 
   // Takes it back from the device, which must have ended.
-  cpu_owned<Owner> unmap() && noexcept {
-    std::exchange(domain_, nullptr)->unmap(segment_, direction_);
+  cpu_owned<Owner> unmap(std::source_location where = std::source_location::current()) && noexcept {
+    std::exchange(domain_, nullptr)->unmap(segment_, direction_, where);
     return cpu_owned<Owner>(std::move(owner_));
   }
 
