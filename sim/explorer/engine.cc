@@ -103,6 +103,7 @@ void engine::begin_execution() {
     t.timed = false;
     t.timed_out = false;
     t.timeouts_left = options_.timeouts;
+    t.timeouts = 0;
     t.spin_count = 0;
     t.events = 0;
     t.made = 0;

@@ -125,6 +125,8 @@ class engine {
   // is not `expected`. False: the time was over.
   bool futex_wait(word& w, std::uint64_t expected, bool timed, std::source_location where);
   unsigned futex_wake(word& w, unsigned count, std::source_location where);
+  // How many of the running thread's timed waits have ended by their timeout.
+  unsigned timeouts() const noexcept { return threads_[self_].timeouts; }
 
   // 0 to n - 1: every one of them in some execution.
   unsigned choose(unsigned n);
@@ -176,6 +178,7 @@ class engine {
     bool timed;
     bool timed_out;
     unsigned timeouts_left;
+    unsigned timeouts;
     unsigned spin_count;
     std::uint16_t sleeps_on;
     const lock_word* wants;

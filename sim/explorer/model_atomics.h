@@ -160,9 +160,13 @@ class model_mutex {
   lock_word word_;
 };
 
-// futex_wait and futex_wake (forebay/os/futex.h) in a model.
+// futex_wait and futex_wake (forebay/os/futex.h) in a model, with a clock that stands still but for
+// the timeouts of the thread that looks at it: each is a minute.
 struct model_futex {
   using place = std::source_location;
+  static constexpr std::uint64_t timeout_step_ns = 60'000'000'000;
+
+  static std::uint64_t now_ns() noexcept { return timeout_step_ns * engine::current().timeouts(); }
 
   static void wait(model_atomics::atomic<std::uint32_t>& word, std::uint32_t expected,
                    std::uint64_t timeout_ns = UINT64_MAX, place at = place::current()) noexcept {

@@ -38,7 +38,7 @@ struct options {
   // Whether stores may be put before others that are there already.
   bool store_reordering = true;
   // Depth-first exploration gives up after so many executions; 0: no depth-first exploration.
-  std::uint64_t executions_max = 20'000'000;
+  std::uint64_t executions_max = 3'000'000;
   // Random executions after the depth-first ones.
   std::uint64_t random_executions = 0;
   std::uint64_t seed = 1;

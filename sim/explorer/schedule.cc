@@ -88,6 +88,7 @@ unsigned engine::next_thread() {
   const unsigned next = list[chosen];
   if ((runnable_ & bit_of(next)) == 0) {  // its time is over
     --threads_[next].timeouts_left;
+    ++threads_[next].timeouts;
     threads_[next].timed_out = true;
     unblock(next);
   }
