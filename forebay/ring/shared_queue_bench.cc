@@ -91,7 +91,7 @@ void queue_stream(benchmark::State& state) {
         ++n;
         continue;
       }
-      if (!q.host.ring_doorbell(wait_ns)) state.SkipWithError("stuck");
+      if (!q.host.ring_doorbell(wait_ns, batch)) state.SkipWithError("stuck");
       while (q.host.reap() != nullptr) {
       }
     }
@@ -117,7 +117,7 @@ void queue_round_trip(benchmark::State& state) {
   for (auto _ : state) {
     for (std::uint32_t n = 0; n < batch; ++n) static_cast<void>(q.host.submit(read_of(n), done));
     while (q.host.in_flight() != 0) {
-      if (!q.host.ring_doorbell(wait_ns)) state.SkipWithError("stuck");
+      if (!q.host.ring_doorbell(wait_ns, batch)) state.SkipWithError("stuck");
       while (q.host.reap() != nullptr) {
       }
     }

@@ -66,24 +66,27 @@ class basic_shared_queue_pair {
     side_.tell(queued_);
   }
 
-  // Publishes what is queued (the doorbell) and waits for at least one completion, at most
-  // `timeout_ns`; 0 only publishes. Like a signal or a timeout, an end of the wait is no error.
-  // Errors: fault(); errc::end_of_stream if the controller has closed and nothing is left to reap.
-  result<> ring_doorbell(std::uint64_t timeout_ns) noexcept {
+  // Publishes what is queued (the doorbell) and waits for `completions`, at most `timeout_ns`; 0
+  // only publishes. A wait for several is one wake instead of several. An end of the time is no
+  // error. Errors: fault(); errc::end_of_stream if the controller has closed and so many will not
+  // come.
+  result<> ring_doorbell(std::uint64_t timeout_ns, std::uint32_t completions = 1) noexcept {
     publish();
     if (timeout_ns == 0) return side_.fault() ? fail(side_.fault()) : result<>();
-    auto r = wait(timeout_ns);
+    auto r = wait(timeout_ns, completions);
     if (!r && r.error() == std::errc::timed_out) return {};
     return r;
   }
 
-  // Waits until there is a completion. Errors: ETIMEDOUT; errc::end_of_stream if the controller has
-  // closed; ring_errc::peer_gone; fault().
-  result<> wait(std::uint64_t timeout_ns) noexcept {
-    return side_.wait(reaped_, timeout_ns, [this]() noexcept {
-      // relaxed: reap() looks again.
-      return is_there(
-          completions_[reaped_ & completion_mask_].state.load(std::memory_order_relaxed));
+  // Waits until `completions` can be reaped, or as many as are under way if those are fewer, but at
+  // least one. Errors: ETIMEDOUT; errc::end_of_stream if the controller has closed;
+  // ring_errc::peer_gone; fault(). Some may be there all the same.
+  result<> wait(std::uint64_t timeout_ns, std::uint32_t completions = 1) noexcept {
+    const std::uint32_t last = reaped_ + std::max(1u, std::min(completions, in_flight_)) - 1;
+    return side_.wait(last, timeout_ns, [this, last]() noexcept {
+      // relaxed: reap() looks again. They come in order, so the last one is enough.
+      return is_there(completions_[last & completion_mask_].state.load(std::memory_order_relaxed),
+                      last);
     });
   }
 
@@ -120,8 +123,8 @@ class basic_shared_queue_pair {
                           const options& o, std::unique_ptr<flight[]> flights,
                           std::unique_ptr<std::uint16_t[]> free) noexcept;
 
-  bool is_there(std::uint64_t state) const noexcept {
-    return completion_state::phase(state) == phase_of(reaped_, completion_mask_ + 1);
+  bool is_there(std::uint64_t state, std::uint32_t position) const noexcept {
+    return completion_state::phase(state) == phase_of(position, completion_mask_ + 1);
   }
   void publish_consumed() noexcept {
     if (consumed_ == reaped_) return;
@@ -282,7 +285,7 @@ completion* basic_shared_queue_pair<Atomics, Waiter>::reap() noexcept {
   const completion_slot<Atomics>& slot = completions_[reaped_ & completion_mask_];
   // acquire: `what`, and the data that the controller has written, are before the phase bit.
   const std::uint64_t state = slot.state.load(std::memory_order_acquire);
-  if (!is_there(state)) {
+  if (!is_there(state, reaped_)) {
     publish_consumed();
     return nullptr;
   }

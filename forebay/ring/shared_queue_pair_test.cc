@@ -23,7 +23,7 @@ using controller_side = basic_shared_queue_controller<real_atomics, test_waiter>
 template <typename Q>
 concept AnyQueuePair = requires(Q& q, const typename Q::submission& s, completion& c) {
   { q.submit(s, c) } -> std::same_as<result<>>;
-  { q.ring_doorbell(std::uint64_t{0}) } -> std::same_as<result<>>;
+  { q.ring_doorbell(std::uint64_t{0}, 1u) } -> std::same_as<result<>>;
   { q.reap() } -> std::same_as<completion*>;
   { q.in_flight() } -> std::convertible_to<std::uint32_t>;
   { q.queued() } -> std::convertible_to<unsigned>;
@@ -214,6 +214,33 @@ TEST(SharedQueuePair, DoorbellsInBatches) {
   EXPECT_EQ(s.peer.statistics().bells, 1u);
   EXPECT_EQ(s.peer.statistics().entries, 2u);
   EXPECT_TRUE(s.host.wait(5));
+}
+
+TEST(SharedQueuePair, WaitsForSeveralAtOnce) {
+  pair_of_sides s({.entries = 8, .completions = 8, .start = 5});  // the queue comes round
+  std::array<completion, 6> done;
+  for (std::uint32_t i = 0; i < 6; ++i) ASSERT_TRUE(s.host.submit(command(i), done[i]));
+  ASSERT_TRUE(s.host.ring_doorbell(0));
+  std::array<taken_command, 8> taken;
+  ASSERT_EQ(*s.peer.take(taken), 6u);
+  EXPECT_EQ(s.host.wait(5, 4).error(), std::errc::timed_out);
+  for (std::uint32_t i = 0; i < 3; ++i) ASSERT_TRUE(s.peer.complete(taken[i].id, 0));
+  s.peer.notify();
+  EXPECT_EQ(s.peer.statistics().bells, 0u) << "three are not what it waits for";
+  EXPECT_TRUE(s.host.wait(5, 3));
+  EXPECT_EQ(s.host.wait(5, 4).error(), std::errc::timed_out);
+  ASSERT_TRUE(s.peer.complete(taken[3].id, 0));
+  s.peer.notify();
+  EXPECT_EQ(s.peer.statistics().bells, 1u);
+  EXPECT_TRUE(s.host.wait(5, 4));
+  for (std::uint32_t i = 0; i < 4; ++i) EXPECT_EQ(s.host.reap(), &done[i]);
+  // No more than are under way.
+  EXPECT_EQ(s.host.wait(5, 100).error(), std::errc::timed_out);
+  ASSERT_TRUE(s.peer.complete(taken[4].id, 0));
+  EXPECT_EQ(s.host.wait(5, 100).error(), std::errc::timed_out);
+  ASSERT_TRUE(s.peer.complete(taken[5].id, 0));
+  EXPECT_TRUE(s.host.ring_doorbell(5, 100));
+  EXPECT_TRUE(s.host.wait(5, 0)) << "one at least";
 }
 
 TEST(SharedQueuePair, AClosedSideSaysSoAfterItsLastWord) {
