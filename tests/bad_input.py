@@ -149,6 +149,8 @@ def numbers(bench, good):
 def options(bench, good):
     bench.serve("unknown option", good, "--no-such-option", says=["no-such-option"])
     bench.serve("unknown short option", good, "-Z")
+    bench.serve("a NUMA node that is not", good, "--numa-node", "4711", says=["4711", "no such node"])
+    bench.serve("pages that are not", good, "--huge-pages", "3M", says=["3M"])
     bench.serve("option without its value", good, "--cache")
     bench.serve(
         "write-back and write-through", good, "--write-back", "--write-through", says=["write-"]

@@ -21,7 +21,7 @@ constexpr std::size_t bio_reserve_of(std::uint32_t pages) {
 
 result<std::unique_ptr<page_cache>> page_cache::create(const options& opts, memory_source& source) {
   if (opts.bytes < min_bytes) return fail(errc::too_small);
-  auto memory = arena::create({.bytes = opts.bytes, .huge_pages = opts.huge_pages}, source);
+  auto memory = arena::create(opts, source);
   if (!memory) return fail(memory.error());
   return std::unique_ptr<page_cache>(new page_cache(std::move(*memory)));
 }

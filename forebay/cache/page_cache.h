@@ -54,14 +54,12 @@ struct page_cache_statistics {
 
 class page_cache {
  public:
-  struct options {
-    std::size_t bytes = 0;  // address space; how much memory is behind it, is set_limit_bytes()'s
-    bool huge_pages = true;
-  };
+  // Of its arena. `bytes` is address space; how much memory is behind it, is set_limit_bytes()'s.
+  using options = arena::options;
 
   static constexpr std::size_t min_bytes = 4u << 20;
 
-  // Errors: errc::too_small, errc::too_large, ENOMEM.
+  // Errors: errc::too_small below min_bytes, as arena::create().
   static result<std::unique_ptr<page_cache>> create(
       const options& opts, memory_source& source = memory_source::system());
 

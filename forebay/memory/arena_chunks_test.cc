@@ -15,7 +15,7 @@
 #include <vector>
 
 #include "forebay/memory/arena.h"
-#include "forebay/memory/test_residency.h"
+#include "forebay/os/memory.h"
 
 namespace forebay {
 namespace {

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <fstream>
 #include <string>
 
@@ -166,6 +167,22 @@ huge_page_pool reserved_huge_pages(page_backing b) {
   std::ifstream(directory + "nr_hugepages") >> pool.total;
   std::ifstream(directory + "free_hugepages") >> pool.free;
   return pool;
+}
+
+std::size_t resident_bytes(std::span<const std::byte> range) noexcept {
+  constexpr std::size_t page = 4096;
+  std::array<unsigned char, 512> present{};
+  std::size_t pages = 0;
+  while (!range.empty()) {
+    const std::size_t bytes = std::min(range.size(), present.size() * page);
+    // The range is only asked about, not changed.
+    if (::mincore(const_cast<std::byte*>(range.data()), bytes, present.data()) != 0) return 0;
+    pages += static_cast<std::size_t>(
+        std::count_if(present.begin(), present.begin() + static_cast<std::ptrdiff_t>(bytes / page),
+                      [](unsigned char p) { return (p & 1) != 0; }));
+    range = range.subspan(bytes);
+  }
+  return pages * page;
 }
 
 std::uint64_t pin_limit_bytes() noexcept {

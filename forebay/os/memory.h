@@ -102,6 +102,10 @@ struct huge_page_pool {
 };
 huge_page_pool reserved_huge_pages(page_backing b);
 
+// How much of a range of anonymous memory, in whole pages of 4 KiB, is in memory (mincore(2)); 0 if
+// it is not mapped.
+std::size_t resident_bytes(std::span<const std::byte> range) noexcept;
+
 // RLIMIT_MEMLOCK of this process; UINT64_MAX for unlimited.
 std::uint64_t pin_limit_bytes() noexcept;
 

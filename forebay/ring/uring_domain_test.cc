@@ -13,8 +13,8 @@
 #include <thread>
 #include <vector>
 
-#include "forebay/memory/test_residency.h"
 #include "forebay/os/fd.h"
+#include "forebay/os/memory.h"
 #include "forebay/ring/loop.h"
 
 namespace forebay {

@@ -21,7 +21,8 @@ result<request_memory::parts> request_memory::make_parts(const options& opts,
                                                          memory_source& source) {
   const std::size_t bytes = with_slack(opts.request_bytes_max + opts.extra_bytes_max +
                                        std::size_t{opts.max_clients} * client_bytes);
-  auto memory = arena::create({.bytes = bytes, .huge_pages = false}, source);
+  auto memory =
+      arena::create({.bytes = bytes, .huge_pages = false, .numa_node = opts.numa_node}, source);
   if (!memory) return fail(memory.error());
   auto pieces = general_cache::create(
       **memory,

@@ -27,6 +27,7 @@
 #include <memory>
 
 #include "forebay/base/stats.h"
+#include "forebay/memory/arena_shrinker.h"
 #include "forebay/memory/general_cache.h"
 #include "forebay/ring/frame_memory.h"
 
@@ -53,6 +54,7 @@ class request_memory : public frame_memory {
     unsigned max_clients = 1;
     std::size_t request_bytes_max = 16u << 20;
     std::size_t extra_bytes_max = 20u << 20;
+    int numa_node = any_numa_node;  // where the memory is to lie
   };
 
   // Errors: as arena::create.
@@ -89,10 +91,14 @@ class request_memory : public frame_memory {
 
   request_memory_statistics statistics() const noexcept;
 
+  // Gives memory that was needed once back to the operating system.
+  shrinker& reclaim() noexcept { return reclaim_; }
+
  private:
   const options options_;
   std::unique_ptr<arena> arena_;
   std::unique_ptr<general_cache> pieces_;
+  arena_shrinker reclaim_{"requests", *arena_, *pieces_};
   std::atomic<std::size_t> promised_{0};
   std::atomic<std::size_t> extra_{0};
   counter request_refusals_;

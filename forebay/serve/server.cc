@@ -21,14 +21,19 @@ constexpr std::size_t pin_max_pages = 256;
 
 result<std::unique_ptr<server>> server::create(const server_options& opts, memory_source& source) {
   if (opts.threads == 0 || opts.threads > max_threads) return fail(EINVAL);
-  auto cache =
-      page_cache::create({.bytes = opts.cache_bytes, .huge_pages = opts.huge_pages}, source);
+  auto cache = page_cache::create({.bytes = opts.cache_bytes,
+                                   .huge_pages = opts.huge_pages,
+                                   .largest_pages = opts.largest_pages,
+                                   .numa_node = opts.numa_node,
+                                   .pin = opts.pin},
+                                  source);
   if (!cache) return fail(cache.error());
   // Every client may pin a page, so that it gets on, and all of them together no more than a share.
   server_options bounded = opts;
   bounded.max_clients = static_cast<unsigned>(
       std::min<std::size_t>(opts.max_clients, (*cache)->memory().page_count() / pin_share));
-  auto memory = request_memory::create({.max_clients = bounded.max_clients}, source);
+  auto memory = request_memory::create(
+      {.max_clients = bounded.max_clients, .numa_node = opts.numa_node}, source);
   if (!memory) return fail(memory.error());
   std::unique_ptr<server> made(new server(bounded, std::move(*cache), std::move(*memory)));
   if (auto r = made->watch_memory(); !r) return fail(r.error());
@@ -42,18 +47,16 @@ server::server(const server_options& opts, std::unique_ptr<page_cache> cache,
 server::~server() {
   FOREBAY_ASSERT(workers_.empty());
   monitor_.reset();
-  for (shrinker* s :
-       std::initializer_list<shrinker*>{&reclaim_nodes_, &reclaim_buffers_, &reclaim_}) {
-    shrinkers_.remove(*s);
-  }
+  for (shrinker* s : all_shrinkers()) shrinkers_.remove(*s);
 }
 
 // The cheap ones first: what they give may make chunks free.
+std::array<shrinker*, 4> server::all_shrinkers() noexcept {
+  return {&memory_->reclaim(), &reclaim_nodes_, &reclaim_buffers_, &reclaim_};
+}
+
 result<> server::watch_memory() {
-  for (shrinker* s :
-       std::initializer_list<shrinker*>{&reclaim_nodes_, &reclaim_buffers_, &reclaim_}) {
-    shrinkers_.add(*s);
-  }
+  for (shrinker* s : all_shrinkers()) shrinkers_.add(*s);
   auto made = pressure_monitor::create(
       cache_->memory(), shrinkers_,
       {.floor_bytes = page_cache::min_bytes,

@@ -14,9 +14,11 @@
 // start() and constant after, but for the atomics.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -33,6 +35,11 @@ struct server_options {
   unsigned threads = 1;         // 1 to 64
   unsigned max_clients = 1024;  // more are turned away; at most one for each 4 pages of cache
   bool huge_pages = true;
+  // The rest as in arena::options: the cache's pages to begin with, where all memory is to lie, and
+  // whether the cache's is kept from being swapped out.
+  std::optional<page_backing> largest_pages = std::nullopt;
+  int numa_node = any_numa_node;
+  bool pin = false;
 };
 
 class server final : public connection_host {
@@ -77,6 +84,7 @@ class server final : public connection_host {
 
   std::vector<nbd_export*> exports();
 
+  std::array<shrinker*, 4> all_shrinkers() noexcept;
   result<> watch_memory();
   void remark_on_memory();
   bool client_arrived() noexcept;

@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "forebay/block/file_device.h"
+#include "forebay/os/numa.h"
 #include "forebay/serve/server.h"
 #include "tools/forebay/command.h"
 
@@ -27,6 +28,9 @@ struct serve_options {
   bool write_back = false;
   unsigned block_bytes = 512;
   unsigned threads = 0;
+  std::string huge_pages;
+  int numa_node = any_numa_node;
+  bool pin = false;
 };
 
 constexpr std::uint64_t default_cache_bytes = 1ull << 30;
@@ -112,6 +116,11 @@ std::optional<std::string> check_options(const serve_options& o) {
   }
   if (o.name.size() > nbd::max_string_bytes) {
     return "--name: longer than the 4096 bytes that the protocol allows";
+  }
+  if (o.numa_node != any_numa_node && !numa_node_exists(o.numa_node)) {
+    return fmt::format(
+        "--numa-node {}: this machine has no such node; numactl --hardware lists them",
+        o.numa_node);
   }
   if (o.block_bytes < 512 || o.block_bytes > page_bytes ||
       (o.block_bytes & (o.block_bytes - 1)) != 0) {
@@ -271,6 +280,11 @@ int serve(const serve_options& o) {
   server_options so;
   so.cache_bytes = cache_bytes;
   so.threads = o.threads != 0 ? o.threads : std::clamp(std::thread::hardware_concurrency(), 1u, 4u);
+  so.huge_pages = o.huge_pages != "no";
+  if (o.huge_pages == "1G") so.largest_pages = page_backing::gigantic_reserved;
+  if (o.huge_pages == "2M") so.largest_pages = page_backing::huge_reserved;
+  so.numa_node = o.numa_node;
+  so.pin = o.pin;
   auto made = server::create(so);
   if (!made) {
     return complain(fmt::format("cannot set up a cache of {}: {}", human_bytes(cache_bytes),
@@ -330,6 +344,13 @@ void add_serve(CLI::App& app, action& chosen) {
       ->type_name("BYTES");
   c->add_option("--threads", o->threads, "Event loops (one for each processor, at most 4)")
       ->check(CLI::Range(1u, 64u));
+  c->add_option("--huge-pages", o->huge_pages,
+                "Pages of the cache to begin with, 1G or 2M from the reserved pool, or no (2M, "
+                "reserved or transparent)")
+      ->check(CLI::IsMember({"1G", "2M", "no"}));
+  c->add_option("--numa-node", o->numa_node, "Where the memory is to lie (anywhere)")
+      ->type_name("NODE");
+  c->add_flag("--pin", o->pin, "Keep the cache from being swapped out");
   c->footer(
       "Ctrl-C answers what is under way, writes everything back and leaves; a second one leaves "
       "at once.\nAn example: forebay serve disk.img --cache 512M --socket /run/disk.sock");
