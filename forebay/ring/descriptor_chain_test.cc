@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <rapidcheck/gtest.h>
 
+#include <algorithm>
 #include <cstring>
 #include <vector>
 
@@ -198,6 +199,41 @@ TEST_F(Chain, ATableInSharedMemoryIsWhole) {
   EXPECT_EQ(table->read(3), d);
   // As virtio lays it out: the struct itself.
   EXPECT_EQ(std::memcmp(bytes + 48, &d, sizeof d), 0);
+}
+
+// Another kind of translation: pages of 16 bytes in reverse order, as a page table may have them.
+struct reversed_pages {
+  static constexpr std::uint64_t page = 16;
+  result<std::span<std::byte>> translate(std::uint64_t address, std::uint64_t length,
+                                         device_access) const noexcept {
+    if (address >= memory.size()) return fail(ring_errc::unmapped_address);
+    const std::uint64_t offset = address % page;
+    const std::span<std::byte> whole = memory.last(address - offset + page).first(page);
+    return whole.subspan(offset, std::min(length, page - offset));
+  }
+  std::span<std::byte> memory;
+};
+static_assert(AddressTranslation<reversed_pages>);
+
+TEST(ChainTranslation, ABufferIsWhereItsPagesAre) {
+  std::vector<std::byte> memory(64);
+  std::vector<std::span<std::byte>> storage(4);
+  const std::vector<descriptor> table = {{10, 30, next, 1}, {0, 16, write, 0}};
+  const auto r = collect_chain(descriptor_list(table), 0, {}, reversed_pages{memory}, storage);
+  ASSERT_TRUE(r) << r.error().message();
+  const auto is = [&](std::span<std::byte> piece, std::size_t at, std::size_t length) {
+    return piece.data() == memory.data() + at && piece.size() == length;
+  };
+  ASSERT_EQ(r->readable.size(), 3u);
+  EXPECT_TRUE(is(r->readable[0], 48 + 10, 6));
+  EXPECT_TRUE(is(r->readable[1], 32, 16));
+  EXPECT_TRUE(is(r->readable[2], 16, 8));
+  ASSERT_EQ(r->writable.size(), 1u);
+  EXPECT_TRUE(is(r->writable[0], 48, 16));
+  EXPECT_EQ(collect_chain(descriptor_list({table.data(), 2}), 0, {}, reversed_pages{memory},
+                          std::span(storage).first(3))
+                .error(),
+            ring_errc::chain_pieces);
 }
 
 // Whatever a table holds, the walk ends with an error or with pieces that lie within the memory and
