@@ -10,6 +10,7 @@ again through it, and once more in the image file itself.
 
 import os
 import re
+import threading
 
 from lib import MIB, Server, expect, main, need, run, say, sparse_file
 
@@ -60,16 +61,46 @@ def moved(text):
     return found.get("READ", 0), found.get("WRITE", 0)
 
 
+class Watch:
+    """Looks, while it is entered, how many parts of a process's memory can be neither read nor
+    written: `before`, and `most` at any later moment."""
+
+    def __init__(self, pid):
+        self.pid = pid
+        self.before = self.most = self.count()
+        self.ended = threading.Event()
+        self.thread = threading.Thread(target=self.look)
+
+    def count(self):
+        with open(f"/proc/{self.pid}/maps") as file:
+            return sum(line.split()[1] == "---p" for line in file)
+
+    def look(self):
+        while not self.ended.wait(0.001):
+            self.most = max(self.most, self.count())
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.ended.set()
+        self.thread.join()
+
+
 def test(directory):
     need("fio")
     engines = run("fio", "--enghelp").stdout
     expect("nbd" in engines.split(), "this fio has no nbd engine")
-    for mode, jobs, threads in (
-        ("--write-back", 1, 1),
-        ("--write-back", 4, 2),
-        ("--write-through", 4, 1),
+    for mode, jobs, threads, guard in (
+        ("--write-back", 1, 1, False),
+        ("--write-back", 4, 2, True),
+        ("--write-through", 4, 1, False),
     ):
         image = sparse_file(os.path.join(directory, "disk.img"), IMAGE)
+        # Every transfer is checked to be of mapped memory, and the server's own stray access to a
+        # page that the disk has ends it.
+        os.environ["FOREBAY_DMA_GUARD"] = "*" if guard else ""
         with Server(image, cache=CACHE, options=[mode, "--threads", threads]) as server:
             _, text = fio(
                 "write", over_nbd(server, 32), jobs, ["--verify_backlog=64", "--end_fsync=1"]
@@ -80,7 +111,12 @@ def test(directory):
                 f"fio moved too little: {read} {written}\n{text}",
             )
             mixed = ["--rw=randrw", "--rwmixread=40", "--randseed=77", "--io_size=32M"]
-            _, text = fio("mix", over_nbd(server, 32), jobs, mixed)
+            with Watch(server.process.pid) as watch:
+                _, text = fio("mix", over_nbd(server, 32), jobs, mixed)
+            expect(
+                not guard or watch.most > watch.before + 2,
+                f"protected parts of memory: {watch.before} before, {watch.most} under load",
+            )
             # The mix has changed blocks; the pass that the restart is to verify comes last.
             fio("again", over_nbd(server, 32), jobs, ["--do_verify=0"])
         with Server(image, cache=CACHE) as server:
@@ -91,7 +127,7 @@ def test(directory):
                 f"fio verified too little: {read} {written}\n{text}",
             )
         fio("again", ["--ioengine=psync", f"--filename={image}"], jobs, ["--verify_only=1"])
-        say(f"{mode}, {jobs} connection(s), {threads} thread(s): no mismatch")
+        say(f"{mode}, {jobs} connection(s), {threads} thread(s){', guarded' if guard else ''}: no mismatch")
     # The same check must see a single wrong byte.
     with open(image, "r+b") as file:
         file.seek(IMAGE // 3 + 1234)

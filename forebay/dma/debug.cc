@@ -278,8 +278,8 @@ void dma_debug::enter(const held& lock, const call& c, std::unique_ptr<dma_mappi
 bool dma_debug::can_be_guarded(std::span<const dma_segment> segments,
                                std::span<const std::span<std::byte>> pieces) const noexcept {
   if (guardable_ == dma_guardable::none) return false;
-  const auto in_region = [](const dma_segment& s) { return s.region != dma_segment::no_region; };
-  if (guardable_ == dma_guardable::with_region && !std::ranges::all_of(segments, in_region))
+  if (guardable_ == dma_guardable::single_in_region &&
+      (segments.size() != 1 || segments[0].region == dma_segment::no_region))
     return false;
   return std::ranges::none_of(pieces, [](std::span<std::byte> p) {
     return on_own_stack(p.data()) || in_program_constants(p);

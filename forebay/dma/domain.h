@@ -65,7 +65,7 @@ struct dma_check_options {
 // this process, nor a system call that is given the processor's address: it would answer EFAULT.
 enum class dma_guardable : std::uint8_t {
   none,
-  with_region,  // those whose segments have a region
+  single_in_region,  // those of one segment that has a region
   all,
 };
 

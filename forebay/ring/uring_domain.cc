@@ -182,7 +182,7 @@ void uring_domain::attachment::do_what_was_asked() noexcept {
 }
 
 uring_domain::uring_domain(uring& ring) noexcept
-    : dma_domain("uring", {}, dma_guardable::with_region), ring_(ring) {}
+    : dma_domain("uring", {}, dma_guardable::single_in_region), ring_(ring) {}
 
 uring_domain::~uring_domain() {
   while (count_ != 0) detach(*attached_[count_ - 1]);

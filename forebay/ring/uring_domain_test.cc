@@ -238,6 +238,59 @@ TEST(UringDomain, TransfersInAcrossAndBesideRegisteredChunksWork) {
   EXPECT_EQ(region_at(chunk), 1u);
 }
 
+class CheckedUringDomain : public testing::Test {
+ protected:
+  void SetUp() override {
+    ::setenv("FOREBAY_DMA_GUARD", "uring", 1);
+    memory_ = make_chunks(1);
+    auto made = uring_queue_pair::create(8);
+    ::unsetenv("FOREBAY_DMA_GUARD");
+    ASSERT_TRUE(made);
+    queue_ = std::move(*made);
+    if (!queue_->registered().add(*memory_)) GTEST_SKIP() << "memory cannot be registered here";
+  }
+
+  std::span<std::byte> bytes() const { return memory_->memory().first(page_bytes); }
+
+  std::unique_ptr<arena> memory_;
+  std::unique_ptr<uring_queue_pair> queue_;
+};
+
+using CheckedUringDomainDeathTest = CheckedUringDomain;
+
+TEST_F(CheckedUringDomainDeathTest, WhatTheDiskHasIsNotTheCpus) {
+  uring_domain& d = queue_->registered();
+  const auto to = d.map(bytes(), dma_direction::from_device);
+  ASSERT_TRUE(to);
+  volatile std::byte* const at = bytes().data() + 100;
+  EXPECT_DEATH(static_cast<void>(*at), "");
+  EXPECT_DEATH(*at = std::byte{1}, "");
+  const unique_fd file = numbered_file(page_bytes);
+  completion c;
+  ASSERT_TRUE(queue_->submit(uring_request::read(file.get(), {&*to, 1}, 0), c));
+  ASSERT_TRUE(queue_->ring_doorbell(1'000'000'000));
+  ASSERT_EQ(queue_->reap(), &c);
+  EXPECT_EQ(c.status, static_cast<int>(page_bytes)) << "the disk reaches it";
+  d.unmap(*to, dma_direction::from_device);
+  std::uint64_t word = 0;
+  std::memcpy(&word, bytes().data() + 96, sizeof word);
+  EXPECT_EQ(word, 96u);
+}
+
+TEST_F(CheckedUringDomainDeathTest, ATransferOfWhatIsNotMappedEndsTheProcess) {
+  uring_domain& d = queue_->registered();
+  const auto from = d.map(bytes(), dma_direction::to_device);
+  ASSERT_TRUE(from);
+  completion c;
+  const auto submit = [&](const uring_request& r) { static_cast<void>(queue_->submit(r, c)); };
+  EXPECT_DEATH(submit(uring_request::read(0, {&*from, 1}, 0)), "dma .uring.");
+  auto longer = *from;
+  longer.length += 512;
+  EXPECT_DEATH(submit(uring_request::write(0, {&longer, 1}, 0)), "dma .uring.");
+  d.unmap(*from, dma_direction::to_device);
+  EXPECT_DEATH(submit(uring_request::write(0, {&*from, 1}, 0)), "dma .uring.");
+}
+
 // Regions are handed out to arenas as they come, and found again when one has gone.
 TEST(UringDomain, SeveralArenasHaveRegionsOfTheirOwn) {
   std::vector<std::unique_ptr<arena>> arenas;
