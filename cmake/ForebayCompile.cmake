@@ -30,3 +30,9 @@ if(FOREBAY_SANITIZE)
   add_compile_options(-fsanitize=${FOREBAY_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer)
   add_link_options(-fsanitize=${FOREBAY_SANITIZE})
 endif()
+
+# What most files of the library include; parsed once for each tree. No header of the project: a change in it would
+# compile everything anew. A file still has to include what it uses: scripts/tidy compiles each one without these.
+set(FOREBAY_COMMON_HEADERS
+  <algorithm> <array> <atomic> <bit> <chrono> <concepts> <coroutine> <cstdint> <cstring> <expected> <functional> <memory>
+  <mutex> <new> <optional> <span> <string> <string_view> <thread> <utility> <vector> <fmt/format.h>)

@@ -30,11 +30,16 @@ if(tool_library_sources)
   set(tool_library forebay_tool_lib)
   add_library(forebay_tool_lib STATIC ${tool_library_sources})
   target_link_libraries(forebay_tool_lib PUBLIC forebay_tool_deps)
+  target_precompile_headers(forebay_tool_lib PRIVATE
+    ${FOREBAY_COMMON_HEADERS} <CLI/CLI.hpp> <nlohmann/json.hpp>)
 endif()
 
 if(tool_main_sources)
   add_executable(forebay_tool ${tool_main_sources})
   target_link_libraries(forebay_tool PRIVATE ${tool_library})
+  if(TARGET forebay_tool_lib)
+    target_precompile_headers(forebay_tool REUSE_FROM forebay_tool_lib)
+  endif()
   set_target_properties(forebay_tool PROPERTIES
     OUTPUT_NAME forebay
     RUNTIME_OUTPUT_DIRECTORY "${PROJECT_BINARY_DIR}")
