@@ -8,6 +8,7 @@
 // Nothing is kept for a mapping: the guest may access all of its memory at any time.
 #pragma once
 
+#include <algorithm>
 #include <utility>
 #include <vector>
 
@@ -24,6 +25,14 @@ class guest_domain final : public simulated_domain {
 
   explicit guest_domain(std::vector<region> regions)
       : simulated_domain("guest", {}), regions_(std::move(regions)) {}
+
+  // Whether all of it lies in the region that it names, as a device would check.
+  bool holds(const dma_segment& s) const noexcept {
+    if (s.region >= regions_.size()) return false;
+    const region& r = regions_[s.region];
+    const std::uint64_t offset = to_number(s.address) - r.guest_physical;
+    return offset < r.memory.size() && s.length <= r.memory.size() - offset;
+  }
 
  protected:
   result<dma_segment> do_map(std::span<std::byte> memory, dma_direction) noexcept override {
