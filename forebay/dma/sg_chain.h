@@ -60,16 +60,18 @@ class sg_array final : public sg_memory {
   }
 
   void* take() noexcept override {
-    if (free_ == nullptr) return nullptr;
-    return std::exchange(free_, *static_cast<void**>(free_));
+    return free_ == nullptr ? nullptr : std::exchange(free_, free_->next);
   }
-  void give(void* chunk) noexcept override { free_ = new (chunk) void*(free_); }
+  void give(void* chunk) noexcept override { free_ = new (chunk) free_chunk{free_}; }
 
  private:
+  struct free_chunk {
+    free_chunk* next;
+  };
   struct alignas(64) block {
     std::array<std::byte, sg_chunk_bytes> bytes;
   };
-  void* free_ = nullptr;  // the first word of each leads to the next
+  free_chunk* free_ = nullptr;
   std::array<block, Chunks> memory_;
 };
 
