@@ -18,6 +18,12 @@ struct monotonic_clock {
     const auto t = std::chrono::steady_clock::now().time_since_epoch();
     return static_cast<std::uint64_t>(std::chrono::nanoseconds(t).count());
   }
+
+  // The moment that is so far from now; the end of time if that is beyond it. Any thread.
+  static std::uint64_t in_ns(std::uint64_t length_ns) noexcept {
+    const std::uint64_t now = now_ns();
+    return length_ns < UINT64_MAX - now ? now + length_ns : UINT64_MAX;
+  }
 };
 
 static_assert(Clock<monotonic_clock>);

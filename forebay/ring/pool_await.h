@@ -34,7 +34,7 @@ class allocate_buffer {
     if (pool_.start_wait(wait_)) return false;
     if (timeout_ns_ != no_timeout) {
       timed_ = true;
-      timer_.deadline_ns = monotonic_clock::now_ns() + timeout_ns_;
+      timer_.deadline_ns = monotonic_clock::in_ns(timeout_ns_);
       timer_.done = &expired_;
       home_->start(timer_);
     }

@@ -101,6 +101,23 @@ TEST(PoolAwait, OnALoop) {
   EXPECT_EQ(pool->statistics().in_use, 0u);
 }
 
+// A timeout beyond the end of the clock is none.
+TEST(PoolAwait, TheLongestTimeoutDoesNotPassAtOnce) {
+  const test_pool pool({.name = "test", .count = 1});
+  buffer_ref held = pool->try_allocate();
+  std::thread other([&] {
+    while (pool->statistics().waiting == 0) std::this_thread::yield();
+    held.reset();
+  });
+  const auto patient = [](buffer_pool* p) -> task<> {
+    auto b = co_await allocate_buffer(*p, allocate_buffer::no_timeout - 1);
+    if (!b) co_return fail(b.error());
+    co_return result<>{};
+  };
+  EXPECT_TRUE(sync_wait(patient(pool.pool.get())));
+  other.join();
+}
+
 TEST(PoolAwait, WithoutAnyBufferIsAnError) {
   const test_pool pool({.name = "test", .limit = 4}, 1u << 20);
   std::vector<page*> held;

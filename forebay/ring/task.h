@@ -184,7 +184,7 @@ class sleep_for {
   bool await_ready() const noexcept { return false; }
   void await_suspend(std::coroutine_handle<> h) noexcept {
     resume_.handle = h;
-    timer_.deadline_ns = monotonic_clock::now_ns() + ns_;
+    timer_.deadline_ns = monotonic_clock::in_ns(ns_);
     timer_.done = &resume_;
     executor::current()->start(timer_);
   }
