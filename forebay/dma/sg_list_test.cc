@@ -280,6 +280,14 @@ class noting_domain final : public dma_domain {
   }
 };
 
+// What is the device's has no way to the data, and there is one of it.
+template <typename T>
+concept HasData = requires(const T& t) { t.pieces(); } || requires(const T& t) { t.data(); } ||
+                  requires(const T& t, std::span<std::byte> s) { t.copy_to(s); };
+static_assert(HasData<sg_list> && HasData<sg_view> && !HasData<sg_mapping>);
+static_assert(!std::is_copy_constructible_v<sg_mapping> && !std::is_copy_constructible_v<sg_list> &&
+              !std::is_copy_constructible_v<sg_view>);
+
 TEST_F(SgList, AMappingHasSegmentsAndGivesTheListBack) {
   noting_domain d({.max_segment_bytes = 2});
   sg_list list(memory);
