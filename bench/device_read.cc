@@ -22,7 +22,7 @@
 #include "forebay/memory/arena.h"
 #include "forebay/os/clock.h"
 #include "forebay/os/file.h"
-#include "forebay/ring/queue_pair.h"
+#include "forebay/ring/uring_queue_pair.h"
 
 namespace forebay::bench {
 namespace {

@@ -12,8 +12,8 @@
 #include "forebay/dma/ownership.h"
 #include "forebay/os/fd.h"
 #include "forebay/ring/executor.h"
-#include "forebay/ring/queue_pair.h"
 #include "forebay/ring/task.h"
+#include "forebay/ring/uring_queue_pair.h"
 
 namespace forebay {
 

@@ -1,94 +1,35 @@
-// io_uring as a queue pair: a submission queue and a completion queue that run independently,
-// completions in any order and matched by identifier (the address of the completion record).
+// What a queue pair is (as NVMe's, whose words these are): a submission queue and a completion
+// queue that run independently. Submissions are handed over by the doorbell, many at a time;
+// completions come in any order, and each is matched to its submission by an identifier, behind
+// which is the caller's completion record.
 //
-// All memory that a transfer moves is mapped first, in one of the pair's two domains: registered()
-// for transfers of files, which uses registered memory wherever there is some, and plain() for
-// sockets. Where the domains are checked (dma/debug.h), so is each request: that what it names is
-// mapped, in the direction it goes. Files can be registered too: submit() then uses them by itself.
+//    submit() --> | . . . |  -- ring_doorbell() -->  the other side
+//    reap()   <-- | . . . |  <--------------------   a kernel, a process, a device
+//
+// uring_queue_pair is one with the kernel, shared_queue_pair one with another process.
 #pragma once
 
-#include <array>
+#include <concepts>
 #include <cstdint>
-#include <memory>
-#include <span>
-#include <vector>
 
-#include "forebay/dma/identity_domain.h"
-#include "forebay/os/uring.h"
+#include "forebay/base/result.h"
 #include "forebay/ring/completion.h"
-#include "forebay/ring/uring_domain.h"
-#include "forebay/ring/uring_request.h"
 
 namespace forebay {
 
-// What the layers above need of a queue pair.
 template <typename Q>
-concept QueuePair = requires(Q& q, const uring_request& r, completion& c) {
-  { q.submit(r, c) } -> std::same_as<result<>>;
+concept QueuePair = requires(Q& q, const Q& seen, const typename Q::submission& s, completion& done,
+                             std::uint64_t timeout_ns, unsigned completions) {
+  // Queues it; nothing is queued on an error. `done` is reaped when it has ended, with its status.
+  { q.submit(s, done) } -> std::same_as<result<>>;
+  // Hands over what is queued, and waits for so many completions at most so long; 0 only looks.
+  { q.ring_doorbell(timeout_ns) } -> std::same_as<result<>>;
+  { q.ring_doorbell(timeout_ns, completions) } -> std::same_as<result<>>;
+  // The next one that has ended; null if there is none for now.
   { q.reap() } -> std::same_as<completion*>;
+  // Not handed over yet, and not reaped yet.
+  { seen.queued() } -> std::convertible_to<std::uint32_t>;
+  { seen.in_flight() } -> std::convertible_to<std::uint32_t>;
 };
-
-class uring_queue_pair {
- public:
-  // Errors: as uring::create, ENOMEM.
-  static result<std::unique_ptr<uring_queue_pair>> create(unsigned entries);
-
-  // Over a ring that the calling thread has made.
-  explicit uring_queue_pair(uring ring) noexcept : ring_(std::move(ring)) {}
-  uring_queue_pair(const uring_queue_pair&) = delete;
-  uring_queue_pair& operator=(const uring_queue_pair&) = delete;
-
-  uring_domain& registered() noexcept { return registered_; }
-  identity_domain& plain() noexcept { return plain_; }
-
-  // Registers files; `fds` replaces what was registered before, which must be nothing.
-  result<> register_files(std::span<const int> fds);
-
-  // Queues `r`; `done` is reaped when it has ended, with done.status as the system call's. Errors,
-  // nothing is queued then: EINVAL for a transfer without segments or with more than
-  // max_segments, EAGAIN when the kernel takes nothing now, errno of io_uring_enter(2).
-  result<> submit(const uring_request& r, completion& done) noexcept;
-
-  // Asks the kernel to give up the operation that ends in `target`; `done` is reaped with 0, or
-  // -ENOENT or -EALREADY if it is too late. Errors as submit().
-  result<> cancel(const completion& target, completion& done) noexcept;
-
-  static constexpr std::size_t max_segments = 256;  // of one transfer
-
-  // Hands over what is queued (the doorbell) and waits for `completions`, which must be under way,
-  // at most `timeout_ns`; 0 only looks. Waiting for several of many saves wake-ups (NVMe's
-  // interrupt coalescing).
-  result<> ring_doorbell(std::uint64_t timeout_ns, unsigned completions = 1) noexcept;
-
-  // Submissions that are queued and not handed over yet.
-  unsigned queued() const noexcept { return ring_.queued(); }
-
-  // The next ended operation, null when there is none for now.
-  completion* reap() noexcept;
-
-  // Submitted and not yet reaped.
-  std::uint32_t in_flight() const noexcept { return in_flight_; }
-
- private:
-  [[gnu::cold]] void check_memory(const uring_request& r) const noexcept;
-  result<> set_memory(uring_submission& s, const uring_request& r) noexcept;
-  result<> set_vector(uring_submission& s, const uring_request& r) noexcept;
-  void use_registered_file(uring_submission& s) const noexcept;
-  result<> push(uring_submission& s, const completion& done) noexcept;
-
-  uring ring_;
-  uring_domain registered_{ring_};
-  identity_domain plain_{"uring-plain"};
-  std::vector<int> files_;  // registered under their index here
-  std::uint32_t in_flight_ = 0;
-  std::size_t vectors_used_ = 0;
-  // Of queued submissions; the kernel copies them when it takes those.
-  std::array<iovec, max_segments> vectors_{};
-  std::array<uring_completion, 32> reaped_{};
-  std::size_t reaped_count_ = 0;
-  std::size_t reaped_next_ = 0;
-};
-
-static_assert(QueuePair<uring_queue_pair>);
 
 }  // namespace forebay

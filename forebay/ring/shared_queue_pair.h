@@ -1,7 +1,7 @@
 // The host's side of a queue pair in shared memory: it makes the queues, submits commands and reaps
 // their completions. shared_queue.h says how the queues work.
 //
-// It is a queue pair like io_uring's (queue_pair.h): submit() queues, ring_doorbell() hands over
+// It is a queue pair as io_uring is one (queue_pair.h): submit() queues, ring_doorbell() hands over
 // what is queued and waits, reap() gives the completions that have ended. How many commands one
 // doorbell publishes is up to the caller, or to `doorbell_batch`; a doorbell is a store, and a
 // system call only if the controller sleeps.
@@ -20,7 +20,7 @@
 #include <memory>
 
 #include "forebay/base/assert.h"
-#include "forebay/ring/completion.h"
+#include "forebay/ring/queue_pair.h"
 #include "forebay/ring/shared_queue.h"
 
 namespace forebay {
@@ -158,6 +158,8 @@ class basic_shared_queue_pair {
 };
 
 using shared_queue_pair = basic_shared_queue_pair<>;
+
+static_assert(QueuePair<shared_queue_pair>);
 
 // ---- Implementation ----
 

@@ -1,4 +1,4 @@
-#include "forebay/ring/queue_pair.h"
+#include "forebay/ring/uring_queue_pair.h"
 
 #include <gtest/gtest.h>
 #include <sys/uio.h>
