@@ -90,8 +90,10 @@ result<> wait_for_event(event_words<Atomics>& words, Waiter& waiter, std::uint32
     ++sleeps;
     waiter.wait(words.bell, ticket, timeout_ns == UINT64_MAX ? timeout_ns : timeout_ns - gone_by);
     if (ready()) return {};
+    // relaxed: a hint. Who has rung is not gone, or is found so in the next round.
+    if (words.bell.load(std::memory_order_relaxed) != ticket || !waiter.gone()) continue;
     // It may have published its last words just before: one more look.
-    if (waiter.gone()) return ready() ? result<>() : fail(ring_errc::peer_gone);
+    return ready() ? result<>() : fail(ring_errc::peer_gone);
   }
 }
 

@@ -8,10 +8,11 @@
 //
 // The controller is another process and not trusted: what a command was is kept in memory of this
 // side's own, and of a completion nothing is believed that does not fit. What does not is the
-// fault(): submit() and ring_doorbell() fail with it from then on, reap() gives nothing. Commands
-// that are under way then stay so, and their buffers may still be written by the other process.
-// When that cannot be any more (it is gone, or the memory was taken from it), abandon() gives them
-// back.
+// fault(): submit() and ring_doorbell() fail with it from then on, and reap() gives nothing more,
+// unless the fault is that the controller is gone: then it gives what had been completed. Commands
+// that are under way after that stay so, and their buffers may still be written by the other
+// process. When that cannot be any more (it is gone, or the memory was taken from it), abandon()
+// gives them back.
 //
 // One thread at a time.
 #pragma once
@@ -283,7 +284,8 @@ completion* basic_shared_queue_pair<Atomics, Waiter>::end(flight& f, std::int32_
 template <AtomicsPolicy Atomics, typename Waiter>
 completion* basic_shared_queue_pair<Atomics, Waiter>::reap() noexcept {
   if (abandoned_ != 0) return reap_abandoned();
-  if (side_.fault()) return nullptr;
+  // What a controller has completed before it went is still good.
+  if (side_.fault() && side_.fault() != ring_errc::peer_gone) return nullptr;
   const completion_slot<Atomics>& slot = completions_[reaped_ & completion_mask_];
   // acquire: `what`, and the data that the controller has written, are before the phase bit.
   const std::uint64_t state = slot.state.load(std::memory_order_acquire);

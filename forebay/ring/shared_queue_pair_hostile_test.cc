@@ -292,6 +292,23 @@ TEST_F(HostileQueue, APeerThatIsGoneEndsTheWait) {
   EXPECT_EQ(alone.submit({}, done[0]).error(), ring_errc::peer_gone);
 }
 
+TEST_F(HostileQueue, WhatCameBeforeThePeerWentIsReaped) {
+  test_waiter waiter;
+  waiter.peer_gone = std::make_shared<bool>(true);
+  host = *host_side::create(region, {.entries = entries, .completions = completions}, waiter);
+  peer = *controller_side::attach(region);
+  submit(3);
+  ASSERT_TRUE(peer.complete(take(), 7));
+  EXPECT_EQ(host.ring_doorbell(UINT64_MAX, 3).error(), ring_errc::peer_gone);
+  EXPECT_EQ(host.reap(), &done[0]);
+  EXPECT_EQ(done[0].status, 7);
+  EXPECT_EQ(host.reap(), nullptr);
+  host.abandon(-EPIPE);
+  EXPECT_EQ(host.reap(), &done[1]);
+  EXPECT_EQ(host.reap(), &done[2]);
+  EXPECT_EQ(done[2].status, -EPIPE);
+}
+
 // Whatever is written into the region at whatever moment, both sides end every call, and each
 // command ends at most once with a status that it can have.
 RC_GTEST_PROP(HostileQueueProperty, AnyWordAtAnyTime, ()) {
