@@ -89,9 +89,9 @@ class dma_domain {
   [[nodiscard]] result<dma_segment> map(
       std::span<std::byte> memory, dma_direction d,
       std::source_location where = std::source_location::current()) noexcept {
-    if (debug_ != nullptr) [[unlikely]]
-      return map_checked(memory, d, false, where);
-    return map_unchecked(memory, d);
+    if (memory.size() - 1 >= plain_bytes_) [[unlikely]]
+      return map_specially(memory, d, false, where);
+    return map_plainly(memory, d);
   }
 
   // Takes it back: exactly what map() gave, with its direction. The device must have ended.
@@ -124,9 +124,7 @@ class dma_domain {
   [[nodiscard]] result<dma_segment> map_coherent(
       std::span<std::byte> memory,
       std::source_location where = std::source_location::current()) noexcept {
-    if (debug_ != nullptr) [[unlikely]]
-      return map_checked(memory, dma_direction::bidirectional, true, where);
-    return map_unchecked(memory, dma_direction::bidirectional);
+    return map_specially(memory, dma_direction::bidirectional, true, where);
   }
   void unmap_coherent(const dma_segment& s,
                       std::source_location where = std::source_location::current()) noexcept {
@@ -201,10 +199,8 @@ class dma_domain {
  private:
   friend class segment_mapper;  // sg_walk.h
 
-  result<dma_segment> map_unchecked(std::span<std::byte> memory, dma_direction d) noexcept {
-    if (memory.empty()) return fail(EINVAL);
-    if (memory.size() > std::min(limits_.max_segment_bytes, limits_.max_mapping_bytes))
-      return fail(errc::too_large);
+  // With 1 to max_segment_bytes and max_mapping_bytes bytes.
+  result<dma_segment> map_plainly(std::span<std::byte> memory, dma_direction d) noexcept {
     const result<dma_segment> s = do_map(memory, d);
     if (s && (s->length != memory.size() || !keeps_to(*s, limits_))) [[unlikely]] {
       do_unmap(*s, d);
@@ -212,24 +208,25 @@ class dma_domain {
     }
     return s;
   }
-  [[gnu::cold]] result<dma_segment> map_checked(std::span<std::byte> memory, dma_direction d,
-                                                bool coherent,
-                                                const std::source_location& where) noexcept;
+  // With any number of bytes, and checks if there are any.
+  [[gnu::cold]] result<dma_segment> map_specially(std::span<std::byte> memory, dma_direction d,
+                                                  bool coherent,
+                                                  std::source_location where) noexcept;
   [[gnu::cold]] void unmap_checked(const dma_segment& s, dma_direction d, bool coherent,
-                                   const std::source_location& where) noexcept;
+                                   std::source_location where) noexcept;
   [[gnu::cold]] void lend_checked(const dma_segment& s, std::uint32_t offset, std::uint32_t length,
-                                  dma_direction d, const std::source_location& where) noexcept;
+                                  dma_direction d, std::source_location where) noexcept;
   [[gnu::cold]] void return_checked(const dma_segment& s, std::uint32_t offset,
                                     std::uint32_t length, dma_direction d,
-                                    const std::source_location& where) noexcept;
+                                    std::source_location where) noexcept;
   [[gnu::cold]] void access_checked(const dma_segment& s, std::uint32_t offset,
                                     std::uint32_t length, dma_direction access,
-                                    const std::source_location& where) const noexcept;
+                                    std::source_location where) const noexcept;
   [[gnu::cold]] void list_mapped(std::span<const std::span<std::byte>> pieces, bool complete,
                                  std::span<const dma_segment> segments, dma_direction d,
-                                 const std::source_location& where) noexcept;
+                                 std::source_location where) noexcept;
   [[gnu::cold]] bool list_unmapped(std::span<const dma_segment> segments, bool complete,
-                                   dma_direction d, const std::source_location& where) noexcept;
+                                   dma_direction d, std::source_location where) noexcept;
 
   // A range in an array.
   template <typename T>
@@ -249,6 +246,9 @@ class dma_domain {
   const std::string name_;
   const dma_limits limits_;
   const std::unique_ptr<dma_debug> debug_;  // null: no checks
+  // What map() can do at once: as many bytes as one segment and one mapping can have; 0 with
+  // checks, so that they cost nothing where there are none.
+  const std::uint32_t plain_bytes_;
 };
 
 }  // namespace forebay

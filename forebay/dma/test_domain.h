@@ -60,7 +60,9 @@ class test_domain final : public dma_domain {
   void do_unmap(const dma_segment&, dma_direction) noexcept override { --mapped; }
   bool reaches(std::span<const std::byte> memory) const noexcept override {
     const std::span<std::byte> all = frames_.all();
-    return memory.data() >= all.data() && memory.data() + memory.size() <= all.data() + all.size();
+    const std::uintptr_t offset =
+        std::bit_cast<std::uintptr_t>(memory.data()) - std::bit_cast<std::uintptr_t>(all.data());
+    return offset <= all.size() && memory.size() <= all.size() - offset;
   }
 
  private:
