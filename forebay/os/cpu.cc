@@ -1,6 +1,7 @@
 #include "forebay/os/cpu.h"
 
 #include <sched.h>
+#include <sys/resource.h>
 #include <sys/sysinfo.h>
 
 #include <algorithm>
@@ -29,6 +30,32 @@ unsigned cpu_limit() noexcept {
 unsigned current_cpu() noexcept {
   const int cpu = ::sched_getcpu();
   return cpu < 0 ? 0u : static_cast<unsigned>(cpu);
+}
+
+std::vector<unsigned> allowed_cpus() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  std::vector<unsigned> cpus;
+  if (::sched_getaffinity(0, sizeof(set), &set) != 0) return cpus;
+  for (unsigned cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+    if (CPU_ISSET(cpu, &set)) cpus.push_back(cpu);
+  }
+  return cpus;
+}
+
+result<> pin_to_cpu(unsigned cpu) noexcept {
+  if (cpu >= CPU_SETSIZE) return fail(EINVAL);
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  CPU_SET(cpu, &set);
+  if (::sched_setaffinity(0, sizeof(set), &set) != 0) return fail_errno();
+  return {};
+}
+
+std::uint64_t preemptions_of_thread() noexcept {
+  rusage usage{};
+  ::getrusage(RUSAGE_THREAD, &usage);
+  return static_cast<std::uint64_t>(usage.ru_nivcsw);
 }
 
 }  // namespace forebay
