@@ -228,7 +228,7 @@ TEST_P(DmaMistake, IsCountedOtherwise) {
   EXPECT_NE(said.find(to_string(GetParam().mistake)), std::string::npos) << said;
   const bool by_another = said.find("\"report\"") == std::string::npos;
   EXPECT_EQ(d.debug()->count(GetParam().mistake), by_another ? 0u : 1u) << said;
-  EXPECT_EQ(d.mapped, 0);
+  EXPECT_EQ(d.mapped.load(), 0);
   EXPECT_EQ(d.debug()->active(), 0u);
 }
 
@@ -343,7 +343,7 @@ TEST(DmaDebug, WhereMemoryForTheRecordRunsOutTheChecksEnd) {
   d.unmap(*b, to_device);
   d.unmap(*c, to_device);
   d.unmap(*e, to_device);
-  EXPECT_EQ(d.mapped, 0);
+  EXPECT_EQ(d.mapped.load(), 0);
   EXPECT_EQ(d.debug()->mistakes(), 0u);
 }
 

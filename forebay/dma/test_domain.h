@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <bit>
 #include <memory>
 #include <span>
@@ -44,7 +45,7 @@ class test_domain final : public dma_domain {
                        const dma_limits& limits = {}, std::string name = "test")
       : dma_domain(std::move(name), limits, dma_guardable::all, checks), frames_(frames) {}
 
-  int mapped = 0;
+  std::atomic<int> mapped{0};
 
   dma_segment segment_of(std::size_t offset, std::size_t bytes) const noexcept {
     return {dma_address{base + offset}, static_cast<std::uint32_t>(bytes), 3};
