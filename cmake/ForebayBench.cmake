@@ -80,3 +80,32 @@ if(libdpdk_FOUND AND FOREBAY_BENCH_mempool_ring)
   forebay_bench_memory_program(dpdk SOURCES bench/memory/dpdk.cc
     LIBS PkgConfig::libdpdk -Wl,--no-as-needed ${FOREBAY_BENCH_mempool_ring} -Wl,--as-needed)
 endif()
+
+# bench/ring: the loop of tools/forebay/ring_pipe.h around our rings and each library's, as above.
+add_library(forebay_bench_ring OBJECT EXCLUDE_FROM_ALL bench/ring/program.cc)
+target_include_directories(forebay_bench_ring PUBLIC "${PROJECT_SOURCE_DIR}")
+target_link_libraries(forebay_bench_ring PUBLIC forebay)
+
+function(forebay_bench_ring_program name)
+  set(target forebay_bench_ring_${name})
+  add_executable(${target} EXCLUDE_FROM_ALL bench/ring/${name}.cc)
+  target_link_libraries(${target} PRIVATE forebay_bench_ring ${ARGN})
+  set_target_properties(${target} PROPERTIES
+    OUTPUT_NAME ring_${name}
+    RUNTIME_OUTPUT_DIRECTORY "${PROJECT_BINARY_DIR}/bench")
+  add_dependencies(bench_programs ${target})
+endfunction()
+
+forebay_bench_ring_program(forebay)
+if(libdpdk_FOUND)
+  forebay_bench_ring_program(dpdk PkgConfig::libdpdk)
+endif()
+find_path(FOREBAY_BENCH_boost_lockfree boost/lockfree/spsc_queue.hpp)
+find_path(FOREBAY_BENCH_moodycamel concurrentqueue/concurrentqueue.h)
+mark_as_advanced(FOREBAY_BENCH_boost_lockfree FOREBAY_BENCH_moodycamel)
+if(FOREBAY_BENCH_boost_lockfree)
+  forebay_bench_ring_program(boost)
+endif()
+if(FOREBAY_BENCH_moodycamel)
+  forebay_bench_ring_program(moodycamel)
+endif()

@@ -1,0 +1,138 @@
+"""What the parts of bench/run share that ask programs for samples (bench/memory, bench/ring): the programs, who is
+measured, the aims, and how a table is printed.
+"""
+
+import os
+import statistics
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One column: who is measured, and by which program."""
+
+    name: str
+    program: str
+    subject: str
+    package: str = ""
+    hint: bool = False  # neither ours nor a peer
+
+    @property
+    def ours(self):
+        return self.program.endswith("_forebay") and not self.hint
+
+
+@dataclass(frozen=True)
+class Aim:
+    """At most `most` times the best of `peers` in the same measure, or times what `of` says of ourselves."""
+
+    subject: str
+    most: float
+    peers: tuple = ()
+    own_measure: str = ""
+
+
+class Refused(Exception):
+    """One line: why there is no figure."""
+
+
+class Program:
+    """A running memory_* program that answers commands."""
+
+    def __init__(self, path, package, arguments):
+        if not (path.is_file() and os.access(path, os.X_OK)):
+            raise Refused("not built" + (f": install {package} and build again" if package else ""))
+        self.path = path
+        self.process = subprocess.Popen([path, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                        stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+    def ask(self, *words):
+        try:
+            self.process.stdin.write(" ".join(str(w) for w in words) + "\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            pass  # its obituary comes below
+        for line in self.process.stdout:
+            kind, _, rest = line.strip().partition(" ")
+            if kind == "ok":
+                return rest
+            if kind == "error":
+                raise Refused(rest)
+        said = self.process.stderr.read().strip().splitlines()
+        raise Refused(f"{self.path.name} has ended with status {self.process.wait()}: {(said or ['no message'])[-1]}")
+
+    def stop(self):
+        self.process.stdin.close()
+        try:
+            self.process.wait(5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+def two_cpus():
+    """Two CPUs that this process may use, on different cores if there are any."""
+    allowed = sorted(os.sched_getaffinity(0))
+    siblings = Path(f"/sys/devices/system/cpu/cpu{allowed[0]}/topology/thread_siblings_list")
+    try:
+        own = {int(c) for part in siblings.read_text().strip().split(",") for c in part.split("-")}
+    except (OSError, ValueError):
+        own = {allowed[0]}
+    return [allowed[0], *([c for c in allowed if c not in own] or allowed[1:])[:1]]
+
+
+def compare(aim, result, family_results):
+    """What became of an aim: the median of the rounds' ratios, the lowest and the highest.
+
+    A ratio within a round is steadier than that of two medians: where the hypervisor puts two CPUs may change in between.
+    """
+    ours = result["subjects"].get(aim.subject, {})
+    if aim.own_measure:
+        other = next((r for r in family_results if r["name"] == aim.own_measure), None)
+        candidates = {aim.own_measure: other["subjects"].get(aim.subject, {})} if other else {}
+    else:
+        candidates = {p: result["subjects"].get(p, {}) for p in aim.peers}
+    candidates = {n: c for n, c in candidates.items() if "median" in c}
+    if "median" not in ours or not candidates:
+        return None
+    best = min(candidates, key=lambda n: candidates[n]["median"])
+    ratios = [o["ns"] / p["ns"] for o, p in zip(ours["rounds"], candidates[best]["rounds"])]
+    return {"subject": aim.subject, "of": best, "most": aim.most, "ratio": statistics.median(ratios),
+            "ratio_min": min(ratios), "ratio_max": max(ratios)}
+
+
+# -- what is printed
+
+def ns(value):
+    return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
+
+
+def cell(figure):
+    if "failed" in figure:
+        return "-"
+    each = [r["ns"] for r in figure["rounds"]]
+    return f"{ns(figure['median'])} ({ns(min(each))}-{ns(max(each))})"
+
+
+def table(rows, left=(0,)):
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        print("  " + "  ".join(c.ljust(w) if i in left else c.rjust(w)
+                               for i, (c, w) in enumerate(zip(row, widths))).rstrip())
+
+
+def print_failures(results):
+    said = dict.fromkeys((n, f["failed"]) for r in results for n, f in r["subjects"].items() if "failed" in f)
+    for name, why in said:
+        print(f"  {name}: {why}")
+
+
+def print_aims(rows):
+    """(label, what compare() said) each."""
+    lines = [["aims", "", "ratio", "lowest", "highest", "at most", ""]]
+    lines += [[label, f"{a['subject']} / {a['of']}", *(f"{a[k]:.2f}" for k in ("ratio", "ratio_min", "ratio_max", "most")),
+               "reached" if a["ratio"] <= a["most"] else "NOT reached"] for label, a in rows]
+    if len(lines) > 1:
+        table(lines, left=(0, 1, 6))

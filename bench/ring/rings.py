@@ -1,0 +1,147 @@
+"""Rings between threads beside their peers: the ring part of bench/run. bench/README.md says what each measure means.
+
+One program for each library (build/release/bench/ring_NAME) is started once and asked in turn, round after round. All of
+them run the loop of tools/forebay/ring_pipe.h.
+"""
+
+import statistics
+import sys
+from dataclasses import dataclass
+
+from programs import Aim, Program, Refused, Subject, cell, compare, print_aims, print_failures, table, two_cpus
+
+OURS = "ring_forebay"
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+@dataclass(frozen=True)
+class BatchAim(Aim):
+    """An aim for batches of this size."""
+
+    batch: int = 1
+
+
+@dataclass(frozen=True)
+class Family:
+    name: str
+    title: str
+    pattern: str
+    subjects: tuple
+    aims: tuple = ()
+
+
+SPSC = Subject("forebay spsc", OURS, "spsc")
+MPMC = Subject("forebay mpmc", OURS, "mpmc")
+RTE_SPSC = Subject("rte_ring SP/SC", "ring_dpdk", "sp_sc", "libdpdk-dev")
+RTE_MPMC = Subject("rte_ring MP/MC", "ring_dpdk", "mp_mc", "libdpdk-dev")
+BOOST_SPSC = Subject("boost spsc_queue", "ring_boost", "spsc", "libboost-dev")
+BOOST_MPMC = Subject("boost queue", "ring_boost", "queue", "libboost-dev")
+MOODYCAMEL = Subject("moodycamel", "ring_moodycamel", "queue", "libconcurrentqueue-dev")
+MANY = (RTE_MPMC, MOODYCAMEL, BOOST_MPMC, MPMC)
+
+FAMILIES = (
+    Family("ring-spsc", "one thread to one", "pipe", (RTE_SPSC, BOOST_SPSC, SPSC),
+           (BatchAim("forebay spsc", 0.4, ("rte_ring SP/SC",), batch=1), BatchAim("forebay spsc", 1.0, ("boost spsc_queue",), batch=1),
+            BatchAim("forebay spsc", 0.5, ("rte_ring SP/SC",), batch=8), BatchAim("forebay spsc", 0.75, ("rte_ring SP/SC",), batch=32))),
+    Family("ring-mpmc", "many threads to many: one pushes, one pops", "pipe", MANY,
+           (BatchAim("forebay mpmc", 0.5, ("rte_ring MP/MC",), batch=1), BatchAim("forebay mpmc", 0.5, ("moodycamel",), batch=1),
+            BatchAim("forebay mpmc", 1.0, ("rte_ring MP/MC",), batch=32), BatchAim("forebay mpmc", 1.0, ("moodycamel",), batch=32))),
+    Family("ring-pair", "many threads to many: both push a batch and pop one", "pair", MANY),
+)
+
+
+def names():
+    return [f.name for f in FAMILIES]
+
+
+class RingBench:
+    def __init__(self, build, rounds, windows, wanted, peers_only=False, progress=lambda text: None):
+        self.build, self.rounds, self.progress = build, rounds, progress
+        self.cpus = two_cpus()
+        self.arguments = ["--cpus", ",".join(map(str, self.cpus)), "--windows", str(windows)]
+        self.families = [f for f in FAMILIES if wanted(f.name)]
+        self.peers_only = peers_only
+        self.programs = {}
+        self.about = {}  # program -> what it says it measures
+        self.refused = {}  # program -> why it does not run
+        self.results = []
+
+    def program(self, subject):
+        name = subject.program
+        if name in self.refused:
+            raise Refused(self.refused[name])
+        try:
+            if len(self.cpus) < 2:
+                raise Refused("needs two CPUs")
+            if name not in self.programs:
+                self.programs[name] = Program(self.build / "bench" / name, subject.package, self.arguments)
+                self.about[name] = self.programs[name].ask("about")
+        except Refused as e:
+            self.refused[name] = str(e)
+            raise
+        return self.programs[name]
+
+    def close(self):
+        for program in self.programs.values():
+            program.stop()
+        self.programs.clear()
+
+    def sample(self, family, subject, batch):
+        answer = self.program(subject).ask("sample", subject.subject, family.pattern, batch)
+        ns_item, windows, disturbed = answer.split()
+        return {"ns": float(ns_item), "windows": int(windows), "disturbed": int(disturbed)}
+
+    def measure(self, family, batch):
+        """All subjects of a family at one batch, taking turns."""
+        subjects = [s for s in family.subjects if not (self.peers_only and s.ours)]
+        rows = {s.name: {"rounds": []} for s in subjects}
+        for turn in range(self.rounds):
+            for s in subjects:
+                if "failed" in rows[s.name]:
+                    continue
+                self.progress(f"{family.name}, batches of {batch}: round {turn + 1} of {self.rounds}, {s.name}")
+                try:
+                    rows[s.name]["rounds"].append(self.sample(family, s, batch))
+                except Refused as e:
+                    rows[s.name] = {"failed": str(e)}
+        for row in rows.values():
+            if "rounds" in row:
+                row["median"] = statistics.median(r["ns"] for r in row["rounds"])
+        result = {"name": f"{family.name}-{batch}", "title": family.title, "batch": batch, "unit": "ns", "subjects": rows}
+        result["aims"] = [a for a in (compare(aim, result, []) for aim in family.aims if aim.batch == batch) if a]
+        return result
+
+    def run(self):
+        for family in self.families:
+            got = [self.measure(family, batch) for batch in BATCHES]
+            self.progress("")
+            self.results += got
+            print_family(family, got)
+
+    def burst(self):
+        """The peers and ourselves for `forebay bench burst --with`: one line of the picture each."""
+        lines = []
+        for family in self.families:
+            if family.pattern != "pipe":
+                continue
+            got = [r for r in self.results if r["name"].startswith(family.name)]
+            for s in family.subjects:
+                points = [{"batch": r["batch"], "ns": r["subjects"][s.name]["median"]}
+                          for r in got if "median" in r["subjects"].get(s.name, {})]
+                if points:
+                    lines.append({"name": s.name, "peer": not s.ours, "points": points})
+        return {"unit": "ns an item", "lines": lines}
+
+    def our_failure(self):
+        """Why Forebay's program could not be run at all, or nothing."""
+        return self.refused.get(OURS)
+
+
+def print_family(family, results):
+    print(f"\n{family.name}: {family.title}, ns an item by the batch: median (lowest-highest round)")
+    heads = list(results[0]["subjects"])
+
+    table([["batch", *heads]] + [[str(r["batch"]), *(cell(r["subjects"][h]) for h in heads)] for r in results], left=())
+    print_failures(results)
+    print_aims((f"by {r['batch']}", a) for r in results for a in r["aims"])
+    sys.stdout.flush()
