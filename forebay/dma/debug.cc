@@ -268,7 +268,8 @@ void dma_debug::enter(const held& lock, const call& c, std::unique_ptr<dma_mappi
     dma_records().insert(m->cpu_range(i));
   }
   m->guarded = m->guarded && right;
-  if (m->guarded && !dma_guard::update(dma_records(), *m, 0, m->bytes, true))
+  if (m->guarded &&
+      !(dma_guard::possible(*m) && dma_guard::update(dma_records(), *m, 0, m->bytes, true)))
     stop_guarding(lock, *m);
   ++active_;
   mappings_.push_back(*m.release());

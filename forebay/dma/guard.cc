@@ -94,6 +94,17 @@ bool protect_pages(const range_index<dma_mapping>& all, const addresses& pages) 
 
 }  // namespace
 
+bool dma_guard::possible(const dma_mapping& m) noexcept {
+  if (told_to_checker(m)) return true;
+  return std::ranges::all_of(m.all_pieces(), [](const dma_mapping::piece& p) {
+    const addresses pages =
+        touched({.first = p.first, .end = p.first + p.bytes}, p, protection_bytes);
+    // A change that says nothing new is let through, whatever the pages.
+    return pages.empty() ||
+           protect({pointer(pages.first), protection_bytes}, memory_access::read_only).has_value();
+  });
+}
+
 bool dma_guard::update(const records& all, const dma_mapping& m, std::uint64_t start,
                        std::uint64_t bytes, bool active) noexcept {
   bool done = true;

@@ -25,6 +25,10 @@ class dma_guard {
  public:
   using records = range_index<dma_mapping>;
 
+  // Whether the operating system lets single pages of it be protected, which it does not in huge
+  // pages of MAP_HUGETLB. The device must have it; update() has to follow if so.
+  static bool possible(const dma_mapping& m) noexcept;
+
   // Sets the guard of `bytes` from `start` of a mapping as the records say, and what it has lent.
   // Unless `active` it is not among the records any more, and its guard goes. False if the
   // operating system refuses to close memory; to refuse to open it again is an assertion's failure.
