@@ -2,7 +2,6 @@
 
 #include "forebay/base/assert.h"
 #include "forebay/os/clock.h"
-#include "forebay/os/futex.h"
 
 namespace forebay {
 namespace {
@@ -91,33 +90,21 @@ void executor::run_ready(unsigned completions_max) noexcept {
   }
 }
 
-void blocking_executor::wake() noexcept {
-  // release: pairs with the acquires below. From here on run_until() may return and this object
-  // go: futex_wake() uses its address as a number only, and a wake that meets another word there
-  // is one of the spurious wakes that every waiter allows for.
-  wakeups_.fetch_add(1, std::memory_order_release);
-  futex_wake(wakeups_);
-}
+void blocking_executor::wake() noexcept { wakes_.wake(); }
 
 void blocking_executor::run_until(const bool& finished) noexcept {
   FOREBAY_ASSERT(current() == nullptr || current()->as_loop() == nullptr);
   const scope in(*this);
-  for (;;) {
-    const std::uint32_t seen =
-        wakeups_.load(std::memory_order_acquire);  // acquire: pairs with wake
+  const auto turn = [this]() noexcept {
     run_ready();
-    if (busy()) continue;
-    if (finished) break;
-    futex_wait(wakeups_, seen, until_next_timer_ns());
-  }
+    return busy();
+  };
+  wakes_.run(
+      turn, [&finished]() noexcept { return finished; },
+      [this]() noexcept { return until_next_timer_ns(); });
   // The post that ended the wait was perhaps taken before its thread came to wake(): that call is
   // the last it does to this object.
-  for (;;) {
-    // acquire: pairs with wake, so that what its thread read of this object comes before its end.
-    const std::uint32_t seen = wakeups_.load(std::memory_order_acquire);
-    if (static_cast<std::int32_t>(seen - batches_taken()) >= 0) return;
-    futex_wait(wakeups_, seen);
-  }
+  wakes_.settle(batches_taken());
 }
 
 }  // namespace forebay

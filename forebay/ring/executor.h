@@ -10,13 +10,13 @@
 // the executor's own thread.
 #pragma once
 
-#include <atomic>
 #include <cstddef>
 #include <cstdint>
 
 #include "forebay/base/list.h"
 #include "forebay/ring/completion.h"
 #include "forebay/ring/mpsc_stack.h"
+#include "forebay/ring/wake_word.h"
 
 namespace forebay {
 
@@ -124,7 +124,7 @@ class blocking_executor final : public executor {
  private:
   void wake() noexcept override;
 
-  std::atomic<std::uint32_t> wakeups_{0};  // futex word: counts wakes
+  wake_word wakes_;
 };
 
 }  // namespace forebay

@@ -14,7 +14,7 @@ void wait_queue::prepare(waiter& w, std::coroutine_handle<> h) noexcept {
 
 void wait_queue::start_timer(waiter& w, std::uint64_t timeout_ns) noexcept {
   w.timed_ = true;
-  w.timer_.deadline_ns = monotonic_clock::now_ns() + timeout_ns;
+  w.timer_.deadline_ns = monotonic_clock::in_ns(timeout_ns);
   w.timer_.done = &w.expired_;
   w.home_->start(w.timer_);
 }
@@ -28,24 +28,8 @@ void wait_queue::on_woken(waiter& w) noexcept {
 
 void wait_queue::on_expired(waiter& w) noexcept {
   w.expired_ran_ = true;
-  bool still_waiting = false;
-  {
-    const scoped_lock hold(w.queue_->lock_);
-    still_waiting = w.link_.linked();
-    if (still_waiting) {
-      waiter_list::erase(w);
-      w.queue_->waiting_.fetch_sub(1, std::memory_order_relaxed);  // relaxed: under lock_
-    }
-  }
+  const bool still_waiting = w.queue_->waiters_.remove(w);
   if (still_waiting || w.woken_ran_) w.handle_.resume();
-}
-
-void wait_queue::wake_waiters() noexcept {
-  const scoped_lock hold(lock_);
-  while (waiter* w = waiters_.pop_front()) {
-    waiting_.fetch_sub(1, std::memory_order_relaxed);  // relaxed: under lock_
-    w->home_->post(w->woken_);
-  }
 }
 
 }  // namespace forebay

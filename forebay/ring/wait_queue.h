@@ -13,18 +13,16 @@
 // A wake-up is a hint: the caller looks at its condition again. Each waiter resumes on the executor
 // that it waited on.
 //
-// Locks: lock_ guards the list; it is a leaf, and the condition is evaluated under it.
+// Locks: wait_list.h. The condition is evaluated under the list's lock, which is a leaf.
 #pragma once
 
-#include <atomic>
 #include <coroutine>
 #include <utility>
 
-#include "forebay/base/list.h"
 #include "forebay/os/clock.h"
-#include "forebay/os/mutex.h"
 #include "forebay/ring/executor.h"
 #include "forebay/ring/task.h"
+#include "forebay/ring/wait_list.h"
 
 namespace forebay {
 
@@ -85,28 +83,16 @@ class wait_queue {
 
   // Wakes everybody who waits. Any thread; costs a fence and a load when nobody does.
   void wake_all() noexcept {
-    // seq_cst: the caller's change of the condition comes before this look, a waiter's count before
-    // its look at the condition, so one of the two sees the other.
-    std::atomic_thread_fence(std::memory_order_seq_cst);
-    if (waiting_.load(std::memory_order_relaxed) != 0)
-      wake_waiters();  // relaxed: the fence orders it
+    waiters_.wake_all([](waiter& w) noexcept { w.home_->post(w.woken_); });
   }
 
  private:
-  using waiter_list = intrusive_list<waiter, &waiter::link_>;
-
   template <typename Condition>
   bool enqueue(waiter& w, std::coroutine_handle<> h, std::uint64_t timeout_ns,
                const Condition& condition) noexcept {
     prepare(w, h);
-    const scoped_lock hold(lock_);
-    waiting_.fetch_add(1, std::memory_order_relaxed);     // relaxed: the fence below orders it
-    std::atomic_thread_fence(std::memory_order_seq_cst);  // seq_cst: see wake_all
-    if (condition()) {
-      waiting_.fetch_sub(1, std::memory_order_relaxed);  // relaxed: a count that went nowhere
-      return false;
-    }
-    waiters_.push_back(w);
+    if (!waiters_.add_unless(w, condition)) return false;
+    // A wake may have been posted to this thread by now; it runs when this has returned.
     if (timeout_ns != no_timeout) start_timer(w, timeout_ns);
     return true;
   }
@@ -115,11 +101,8 @@ class wait_queue {
   static void start_timer(waiter& w, std::uint64_t timeout_ns) noexcept;
   static void on_woken(waiter& w) noexcept;
   static void on_expired(waiter& w) noexcept;
-  void wake_waiters() noexcept;
 
-  std::atomic<std::uint32_t> waiting_{0};  // written under lock_, read anywhere
-  mutex lock_;
-  waiter_list waiters_ FOREBAY_GUARDED_BY(lock_);
+  basic_wait_list<waiter, &waiter::link_> waiters_;
 };
 
 }  // namespace forebay

@@ -9,6 +9,7 @@
 #include <type_traits>
 
 #include "forebay/base/atomics.h"
+#include "forebay/os/mutex.h"
 #include "sim/explorer/engine.h"
 
 namespace forebay::explorer {
@@ -146,18 +147,31 @@ struct model_atomics {
 static_assert(AtomicsPolicy<model_atomics>);
 
 // forebay::mutex and scoped_lock (forebay/os/mutex.h) in a model.
-class model_mutex {
+class FOREBAY_CAPABILITY("mutex") model_mutex {
  public:
   model_mutex() noexcept { engine::current().make(word_); }
   model_mutex(const model_mutex&) = delete;
   model_mutex& operator=(const model_mutex&) = delete;
 
-  void lock() noexcept { engine::current().lock(word_); }
-  bool try_lock() noexcept { return engine::current().try_lock(word_); }
-  void unlock() noexcept { engine::current().unlock(word_); }
+  void lock() noexcept FOREBAY_ACQUIRE() { engine::current().lock(word_); }
+  bool try_lock() noexcept FOREBAY_TSA(try_acquire_capability(true)) {
+    return engine::current().try_lock(word_);
+  }
+  void unlock() noexcept FOREBAY_RELEASE() { engine::current().unlock(word_); }
 
  private:
   lock_word word_;
+};
+
+class FOREBAY_SCOPED_CAPABILITY model_scoped_lock {
+ public:
+  explicit model_scoped_lock(model_mutex& m) FOREBAY_ACQUIRE(m) : m_(m) { m_.lock(); }
+  ~model_scoped_lock() FOREBAY_RELEASE() { m_.unlock(); }
+  model_scoped_lock(const model_scoped_lock&) = delete;
+  model_scoped_lock& operator=(const model_scoped_lock&) = delete;
+
+ private:
+  model_mutex& m_;
 };
 
 // futex_wait and futex_wake (forebay/os/futex.h) in a model, with a clock that stands still but for

@@ -150,7 +150,7 @@ struct with_descriptors {
 // Both sides look without waiting.
 struct descriptors_polled : with_descriptors<2> {
   static constexpr unsigned threads = 2;
-  static constexpr options bounds{.preemptions = 2};
+  static constexpr options bounds{.preemptions = 4};
 
   void run(unsigned thread) {
     if (thread == 0) {
@@ -173,7 +173,7 @@ struct descriptors_polled : with_descriptors<2> {
 // Both sides sleep when there is nothing to do.
 struct descriptors_waited_for : with_descriptors<2> {
   static constexpr unsigned threads = 2;
-  static constexpr options bounds{.preemptions = 2};
+  static constexpr options bounds{.preemptions = 1};
 
   void run(unsigned thread) {
     if (thread == 0) {
@@ -199,7 +199,7 @@ struct descriptors_waited_for : with_descriptors<2> {
 // The device closes under a driver that waits.
 struct device_closes : with_descriptors<2> {
   static constexpr unsigned threads = 2;
-  static constexpr options bounds{.preemptions = 2};
+  static constexpr options bounds{.preemptions = 4};
 
   void run(unsigned thread) {
     if (thread == 0) {
@@ -268,7 +268,7 @@ struct with_queues {
 
 struct commands_polled : with_queues<2, 2> {
   static constexpr unsigned threads = 2;
-  static constexpr options bounds{.preemptions = 2};
+  static constexpr options bounds{.preemptions = 4};
 
   void run(unsigned thread) {
     if (thread == 0) {
@@ -293,7 +293,7 @@ struct commands_polled : with_queues<2, 2> {
 
 struct commands_waited_for : with_queues<2, 2> {
   static constexpr unsigned threads = 2;
-  static constexpr options bounds{.preemptions = 2};
+  static constexpr options bounds{.preemptions = 1};
 
   void run(unsigned thread) {
     if (thread == 0) {
@@ -319,7 +319,7 @@ struct commands_waited_for : with_queues<2, 2> {
 // A completion queue of one entry: the controller finds it full and waits for room.
 struct completions_run_full : with_queues<4, 1> {
   static constexpr unsigned threads = 2;
-  static constexpr options bounds{.preemptions = 2};
+  static constexpr options bounds{.preemptions = 4};
 
   void run(unsigned thread) {
     if (thread == 0) {
