@@ -44,12 +44,8 @@ std::size_t address_space::valid_bytes(std::uint64_t index) const noexcept {
 
 page_ref address_space::find(std::uint64_t index) noexcept {
   page* p = index_.lookup(index);
-  if (p == nullptr || !p->refs.get_unless_zero()) return {};
-  page_ref ref = page_ref::adopt(*p);
-  // The reference holds the identity still: is it the page that was looked for? relaxed: owns() has
-  // acquired.
-  if (!owns(*p) || p->index.load(std::memory_order_relaxed) != index) return {};
-  return ref;
+  if (p == nullptr) return {};
+  return pin_if_page_of<page_ref>(*p, this, index);
 }
 
 bool address_space::being_discarded(std::uint64_t first, std::uint64_t end) const noexcept {
@@ -70,8 +66,7 @@ address_space::add_outcome address_space::add_page(std::uint64_t index, page& p)
     if (!index_.insert(index, p)) return add_outcome::no_memory;
     p.refs.get();
     p.set(page_locked);
-    p.index.store(index, std::memory_order_relaxed);  // relaxed: published with the owner
-    p.owner.store(this, std::memory_order_release);   // release: pairs with find and owns
+    p.set_identity(this, index);
   }
   cache_.add_to_list(p);
   return add_outcome::added;
@@ -125,8 +120,7 @@ bool address_space::move(page& p, std::uint32_t holders, page& fresh) noexcept {
   std::memcpy(fresh.data(), p.data(), page_bytes);
   const std::uint64_t index = p.index.load(std::memory_order_relaxed);  // relaxed: frozen
   fresh.set(p.flags.load(std::memory_order_relaxed) & kept);            // relaxed: frozen
-  fresh.index.store(index, std::memory_order_relaxed);  // relaxed: published with the owner
-  fresh.owner.store(this, std::memory_order_release);   // release: pairs with find and owns
+  fresh.set_identity(this, index);
   index_.replace(index, fresh);
   p.owner.store(nullptr, std::memory_order_relaxed);  // relaxed: nobody can take a reference
   return true;

@@ -161,10 +161,7 @@ class address_space {
 
   // address_space.cc: the index
   page_ref find(std::uint64_t index) noexcept;
-  bool owns(const page& p) const noexcept {
-    return p.owner.load(std::memory_order_acquire) ==
-           this;  // acquire: the identity that goes with it
-  }
+  bool owns(const page& p) const noexcept { return p.is_owned_by(this); }
   add_outcome add_page(std::uint64_t index, page& p) noexcept FOREBAY_EXCLUDES(lock_);
   void remove_page(page& p) noexcept FOREBAY_EXCLUDES(lock_);
   std::uint64_t next_unwritten(std::uint64_t offset, std::uint64_t end) noexcept

@@ -19,7 +19,7 @@
 // Everything but lookup() is guarded by the owner's lock.
 #pragma once
 
-#include <atomic>
+#include <concepts>
 #include <cstdint>
 #include <optional>
 
@@ -29,17 +29,35 @@ namespace forebay {
 
 enum class page_tag : unsigned { dirty = 0, writeback = 1 };
 
-class page_index {
+// What the index is made of; the explorer has smaller nodes, and its own memory for them.
+struct page_index_traits {
+  using atomics = real_atomics;
+  using node_memory = slab_cache;
+  using frame_memory = arena;
+  using frame = page;
+  static constexpr unsigned bits = 6;  // of a page number, for each node
+};
+
+// Its code is in page_index_code.h and compiled in page_index.cc.
+template <typename Traits>
+class basic_page_index {
  public:
-  // An index for pages 0 to page_count - 1. `nodes` comes from make_node_cache().
-  page_index(slab_cache& nodes, arena& memory, std::uint64_t page_count) noexcept;
+  using page = typename Traits::frame;
+  using node_memory = typename Traits::node_memory;
+  using frame_memory = typename Traits::frame_memory;
+
+  // An index for pages 0 to page_count - 1. `nodes` is a cache of node_cache_options().
+  basic_page_index(node_memory& nodes, frame_memory& memory, std::uint64_t page_count) noexcept;
   // Gives back its nodes; the frames are the caller's business and must be off already.
-  ~page_index();
-  page_index(const page_index&) = delete;
-  page_index& operator=(const page_index&) = delete;
+  ~basic_page_index();
+  basic_page_index(const basic_page_index&) = delete;
+  basic_page_index& operator=(const basic_page_index&) = delete;
+
+  struct node;
 
   // Options of the slab that nodes come from.
-  static slab_cache::options node_cache_options();
+  static slab_cache::options node_cache_options()
+    requires std::same_as<node_memory, slab_cache>;
 
   // The frame that is at `index`, or that was, or another one: see above. Any thread. O(log64 n).
   page* lookup(std::uint64_t index) const noexcept;
@@ -70,11 +88,12 @@ class page_index {
   std::uint64_t size() const noexcept { return size_; }
 
  private:
-  static constexpr unsigned bits = 6;
+  static constexpr unsigned bits = Traits::bits;
   static constexpr unsigned fanout = 1u << bits;
   static constexpr std::uint32_t node_bit = 1u << 31;
 
-  struct node;
+  template <typename T>
+  using atomic = typename Traits::atomics::template atomic<T>;
 
   node* node_of(std::uint32_t entry) const noexcept {
     return static_cast<node*>(nodes_.from_handle(entry & ~node_bit));
@@ -87,11 +106,13 @@ class page_index {
   std::optional<found> search(std::uint64_t from, std::uint64_t end,
                               Occupied occupied) const noexcept;
 
-  slab_cache& nodes_;
-  arena& arena_;
+  node_memory& nodes_;
+  frame_memory& arena_;
   const unsigned root_shift_;
-  std::atomic<std::uint32_t> root_{0};  // entry of the root node, 0 while the tree is empty
+  atomic<std::uint32_t> root_{0};  // entry of the root node, 0 while the tree is empty
   std::uint64_t size_ = 0;
 };
+
+using page_index = basic_page_index<page_index_traits>;
 
 }  // namespace forebay

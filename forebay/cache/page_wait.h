@@ -15,13 +15,27 @@ namespace forebay {
 wait_queue& page_wait_queue(const page& p) noexcept;
 
 // True if the caller now holds the lock.
-inline bool try_lock_page(page& p) noexcept { return (p.set(page_locked) & page_locked) == 0; }
+template <typename Page>
+bool try_lock_page(Page& p) noexcept {
+  return (p.set(page_locked) & page_locked) == 0;
+}
 
-// Clears bits that somebody may wait for.
-inline void clear_and_wake(page& p, std::uint32_t bits) noexcept {
+// Clears bits that somebody may wait for, and calls wake() if somebody may.
+template <typename Page, typename Wake>
+void clear_and_call(Page& p, std::uint32_t bits, const Wake& wake) noexcept {
   if ((p.clear(bits) & page_waiters) == 0) return;
   p.clear(page_waiters);
-  page_wait_queue(p).wake_all();
+  wake();
+}
+inline void clear_and_wake(page& p, std::uint32_t bits) noexcept {
+  clear_and_call(p, bits, [&p]() noexcept { page_wait_queue(p).wake_all(); });
+}
+
+// Whether the bits are clear. If not, who clears one of them will look for waiters: for who has
+// announced itself as one.
+template <typename Page>
+bool clear_or_wanted(Page& p, std::uint32_t bits) noexcept {
+  return ((p.set(page_waiters) | page_waiters) & bits) == 0;
 }
 
 inline void unlock_page(page& p) noexcept { clear_and_wake(p, page_locked); }
@@ -32,7 +46,7 @@ inline auto wait_until_clear(page& p, std::uint32_t bits) noexcept {
   return page_wait_queue(p).wait_unless([&p, bits]() noexcept {
     // The waiter counts itself before this runs (see wait_queue), so setting the bit first loses no
     // wake-up: who clears page_waiters afterwards finds the waiter counted.
-    return ((p.set(page_waiters) | page_waiters) & bits) == 0;
+    return clear_or_wanted(p, bits);
   });
 }
 

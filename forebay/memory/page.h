@@ -54,18 +54,17 @@ enum page_flag : std::uint32_t {
   page_offline = 1u << 12,    // its memory has been given back to the operating system
 };
 
-struct alignas(64) page {
-  refcount refs{0};
-  std::atomic<std::uint32_t> flags{0};
-  std::atomic<void*> owner{nullptr};         // the index it is in, null if none
-  std::atomic<std::uint64_t> index{0};       // its number there, in pages
-  std::atomic<void*> private_data{nullptr};  // of the owner
-  list_node link;
-  arena* home = nullptr;   // set once when the arena is made
-  std::uint8_t order = 0;  // log2 of the frames in the block that this frame heads
+// What of a frame is looked at without a lock.
+template <AtomicsPolicy Atomics = real_atomics>
+struct basic_page_state {
+  template <typename T>
+  using atomic = typename Atomics::template atomic<T>;
 
-  // The frame's 4 KiB.
-  std::byte* data() const noexcept;
+  basic_refcount<Atomics> refs{0};
+  atomic<std::uint32_t> flags{0};
+  atomic<void*> owner{nullptr};         // the index it is in, null if none
+  atomic<std::uint64_t> index{0};       // its number there, in pages
+  atomic<void*> private_data{nullptr};  // of the owner
 
   // acquire: who sees a flag sees what was written before it was set (the data, for uptodate).
   bool test(std::uint32_t mask) const noexcept {
@@ -77,10 +76,46 @@ struct alignas(64) page {
     return flags.fetch_or(mask, std::memory_order_acq_rel);
   }
   std::uint32_t clear(std::uint32_t mask) noexcept {
-    // acq_rel: an unlock publishes, its caller looks on.
+    // acq_rel: an unlock publishes. The acquire is beyond the explorer: callers look at the bits
+    // that they have cleared (dirty, error), and at what was written before these were set.
     return flags.fetch_and(~mask, std::memory_order_acq_rel);
   }
+
+  // Makes it the page `number` of `new_owner`: by who may, having the only reference or all frozen.
+  void set_identity(void* new_owner, std::uint64_t number) noexcept {
+    index.store(number, std::memory_order_relaxed);     // relaxed: published with the owner
+    owner.store(new_owner, std::memory_order_release);  // release: pairs with is_owned_by
+  }
+  bool is_owned_by(const void* who) const noexcept {
+    return owner.load(std::memory_order_acquire) == who;  // acquire: pairs with set_identity
+  }
+  // Whether it is the page `number` of `who`: for good, as long as the caller's reference lasts.
+  bool is_page_of(const void* who, std::uint64_t number) const noexcept {
+    // relaxed: is_owned_by() has acquired.
+    return is_owned_by(who) && index.load(std::memory_order_relaxed) == number;
+  }
 };
+
+struct alignas(64) page : basic_page_state<> {
+  list_node link;
+  arena* home = nullptr;   // set once when the arena is made
+  std::uint8_t order = 0;  // log2 of the frames in the block that this frame heads
+
+  // The frame's 4 KiB.
+  std::byte* data() const noexcept;
+};
+
+// Takes a reference to the frame `p`, found on a guess, and keeps it if the frame is the page
+// `number` of `owner`. Reference is page_ref, or stands for it; none: it was another page, or
+// nobody's.
+template <typename Reference, typename Page>
+Reference pin_if_page_of(Page& p, const void* owner, std::uint64_t number) noexcept {
+  if (!p.refs.get_unless_zero()) return {};
+  Reference ref = Reference::adopt(p);
+  // The reference holds the identity still: is it the page that was looked for?
+  if (!p.is_page_of(owner, number)) return {};
+  return ref;
+}
 
 static_assert(sizeof(page) == 64);
 

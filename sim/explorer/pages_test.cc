@@ -1,0 +1,297 @@
+// The page cache's lookup in the explorer: the index that is read without a lock (forebay/cache/
+// page_index.h), the frame that is pinned on a guess (memory/page.h), and its lock bit
+// (page_wait.h). A tree of nodes with two slots, whose nodes and frames are used again while a
+// reader is on its way.
+#include <array>
+#include <new>
+#include <utility>
+
+#include "forebay/cache/page_index_code.h"
+#include "forebay/cache/page_wait.h"
+#include "sim/explorer/test_explore.h"
+#include "sim/explorer/test_waiter.h"
+
+namespace forebay::explorer {
+namespace {
+
+using number = model_atomics::plain<int>;
+
+struct model_frame : basic_page_state<model_atomics> {
+  number data{0};
+};
+
+struct frames {
+  std::array<model_frame, 2> all;
+
+  model_frame& frame(std::uint32_t i) { return all[i]; }
+  std::uint32_t frame_of(const model_frame& f) const {
+    return static_cast<std::uint32_t>(&f - all.data());
+  }
+};
+
+struct nodes;
+
+struct small_tree {
+  using atomics = model_atomics;
+  using node_memory = nodes;
+  using frame_memory = frames;
+  using frame = model_frame;
+  static constexpr unsigned bits = 1;
+};
+
+using small_index = basic_page_index<small_tree>;
+
+// A type-stable cache: a node is made when it first goes out, and stays one; the last one given
+// back is the next to go out.
+struct nodes {
+  static constexpr std::uint32_t count = 5;
+  using node = small_index::node;
+  alignas(node) std::array<std::byte, count * sizeof(node)> memory;
+  std::array<std::uint32_t, count> given_back{4, 3, 2, 1, 0};
+  std::uint32_t free_count = count;
+  std::uint32_t made = 0;
+
+  void* allocate() {
+    if (free_count == 0) return nullptr;
+    void* const n = from_handle(given_back[--free_count]);
+    if (count - free_count <= made) return n;
+    ++made;
+    return new (n) node;
+  }
+  void free(void* n) { given_back[free_count++] = handle_of(n); }
+  std::uint32_t handle_of(const void* n) const {
+    return static_cast<std::uint32_t>(static_cast<const node*>(n) -
+                                      reinterpret_cast<const node*>(memory.data()));
+  }
+  void* from_handle(std::uint32_t handle) { return memory.data() + handle * sizeof(node); }
+};
+
+// A pin that gives the frame back as the arena does: who puts the last reference owns it.
+class pin {
+ public:
+  pin() = default;
+  static pin adopt(model_frame& f) {
+    pin p;
+    p.frame_ = &f;
+    return p;
+  }
+  pin(pin&& other) noexcept : frame_(std::exchange(other.frame_, nullptr)) {}
+  pin& operator=(pin&&) = delete;
+  ~pin() {
+    if (frame_ != nullptr && frame_->refs.put()) frame_->data.set(-1);  // freed: anybody's
+  }
+  explicit operator bool() const { return frame_ != nullptr; }
+  model_frame* operator->() const { return frame_; }
+
+ private:
+  model_frame* frame_ = nullptr;
+};
+
+// An address space of four pages, as address_space.cc has it.
+struct space {
+  static constexpr std::uint64_t pages = 4;
+  frames memory;
+  nodes cache;
+  small_index index{cache, memory, pages};
+  model_mutex lock;
+
+  // A frame, which nobody has, becomes page `n` and is filled.
+  void add(std::uint64_t n, std::uint32_t of) {
+    model_frame& f = memory.frame(of);
+    f.flags.store(0, std::memory_order_relaxed);  // relaxed: refs.set() publishes
+    f.refs.set(1);                                // as the arena
+    {
+      const model_scoped_lock hold(lock);
+      check(index.lookup(n) == nullptr);
+      check(index.insert(n, f).has_value());
+      f.refs.get();
+      f.set(page_locked);
+      f.set_identity(this, n);
+    }
+    f.data.set(static_cast<int>(n) + 1);
+    f.set(page_uptodate);
+    f.clear(page_locked);
+    check(!f.refs.put());  // the index keeps its own
+  }
+  // Takes the page off the index if nobody holds it; its frame is then free.
+  bool evict(std::uint64_t n) {
+    model_frame* f = nullptr;
+    {
+      const model_scoped_lock hold(lock);
+      f = index.lookup(n);
+      if (f == nullptr || !f->is_owned_by(this) || !f->refs.freeze(1)) return false;
+      if (f->test(page_dirty | page_writeback | page_locked)) {
+        f->refs.set(1);
+        return false;
+      }
+      index.erase(n);
+      f->owner.store(nullptr, std::memory_order_relaxed);  // relaxed: nobody can take a reference
+    }
+    f->data.set(-1);
+    return true;
+  }
+  // Without the lock.
+  void read(std::uint64_t n) {
+    model_frame* const f = index.lookup(n);
+    if (f == nullptr) return;
+    const pin p = pin_if_page_of<pin>(*f, this, n);
+    if (!p || !p->test(page_uptodate)) return;
+    check(p->data.get() == static_cast<int>(n) + 1, "another page's data");
+  }
+  void clear() {
+    for (std::uint64_t n = 0; n < pages; ++n) {
+      const model_scoped_lock hold(lock);
+      if (index.lookup(n) != nullptr) index.erase(n);
+    }
+    check(index.size() == 0 && cache.free_count == nodes::count, "nodes were lost");
+  }
+};
+
+// A page comes while another thread looks for it.
+struct page_comes : space {
+  static constexpr unsigned threads = 2;
+  static constexpr options bounds{.preemptions = 3};
+
+  void run(unsigned thread) {
+    if (thread == 0) {
+      add(0, 0);
+      add(3, 1);
+    } else {
+      read(0);
+      read(3);
+      read(0);
+    }
+  }
+  void finish() { clear(); }
+};
+
+// A page goes, and its frame and nodes serve another page.
+struct frame_is_used_again : space {
+  static constexpr unsigned threads = 2;
+  static constexpr options bounds{.preemptions = 3};
+
+  frame_is_used_again() { add(0, 0); }
+  void run(unsigned thread) {
+    if (thread == 0) {
+      if (evict(0)) add(3, 0);
+    } else {
+      read(0);
+      read(3);
+    }
+  }
+  void finish() { clear(); }
+};
+
+// Two frames change places.
+struct frames_change_places : space {
+  static constexpr unsigned threads = 2;
+  static constexpr options bounds{.preemptions = 2};
+
+  frames_change_places() {
+    add(0, 0);
+    add(1, 1);
+  }
+  void run(unsigned thread) {
+    if (thread == 0) {
+      if (!evict(0) || !evict(1)) return;
+      add(0, 1);
+      add(1, 0);
+    } else {
+      read(0);
+      read(1);
+    }
+  }
+  void finish() { clear(); }
+};
+
+// The frame of a page is exchanged for a fresh one, as when its chunk of the arena is emptied.
+struct frame_is_moved : space {
+  static constexpr unsigned threads = 2;
+  static constexpr options bounds{.preemptions = 4};
+
+  frame_is_moved() { add(0, 0); }
+  void run(unsigned thread) {
+    if (thread == 1) {
+      read(0);
+      read(0);
+      return;
+    }
+    model_frame& fresh = memory.frame(1);
+    fresh.refs.set(1);
+    {
+      const model_scoped_lock hold(lock);
+      model_frame& f = memory.frame(0);
+      if (!f.refs.freeze(1)) return;
+      fresh.data.set(f.data.get());
+      fresh.set(page_uptodate);
+      fresh.set_identity(this, 0);
+      index.replace(0, fresh);
+      f.owner.store(nullptr, std::memory_order_relaxed);  // relaxed: nobody can take a reference
+    }
+    memory.frame(0).data.set(-1);
+  }
+  void finish() { clear(); }
+};
+
+// --- the lock of a page, and its waiters ---
+
+struct page_state : basic_page_state<model_atomics> {};
+
+template <unsigned Threads>
+struct page_lock {
+  static constexpr unsigned threads = Threads;
+  static constexpr options bounds{.preemptions = Threads == 2 ? unlimited : 4u};
+  page_state frame;
+  wait_list queue;
+  std::array<waiter, Threads> waiters;
+  number data{0};
+
+  void lock(unsigned thread) {
+    waiter& w = waiters[thread];
+    while (!try_lock_page(frame)) {
+      w.woken.store(0, std::memory_order_relaxed);  // relaxed: nobody has it on a list
+      if (queue.add_unless(w, [this] { return clear_or_wanted(frame, page_locked); })) w.sleep();
+    }
+  }
+  void unlock() {
+    clear_and_call(frame, page_locked, [this] { queue.wake_all([](waiter& w) { w.wake(); }); });
+  }
+  void run(unsigned thread) {
+    lock(thread);
+    data.set(data.get() + 1);
+    unlock();
+  }
+  void finish() { check(data.get() == static_cast<int>(Threads)); }
+};
+
+// The data is filled under the lock; who finds the page uptodate needs no lock to read it.
+struct page_is_filled {
+  static constexpr unsigned threads = 2;
+  page_state frame;
+  number data{0};
+
+  void run(unsigned thread) {
+    if (thread == 0) {
+      if (!try_lock_page(frame)) return;
+      data.set(1);
+      frame.set(page_uptodate);
+      frame.clear(page_locked);
+    } else if (frame.test(page_uptodate)) {
+      check(data.get() == 1);
+    } else if (try_lock_page(frame)) {
+      if (!frame.test(page_uptodate)) check(data.get() == 0);
+    }
+  }
+  void finish() {}
+};
+
+TEST(explored_pages, lookups_and_bits) {
+  expect_explored_and_needed<page_lock<2>, page_is_filled, page_comes, frame_is_moved,
+                             frame_is_used_again, frames_change_places>(
+      {"cache/page_index_code.h", "memory/page.h"});
+}
+
+TEST(explored_pages, page_lock_of_three) { expect_explored<page_lock<3>>(); }
+
+}  // namespace
+}  // namespace forebay::explorer
