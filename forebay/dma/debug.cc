@@ -50,7 +50,9 @@ constinit mutex dma_records_lock;
 constinit thread_local bool holds_dma_records_lock = false;
 
 range_index<dma_mapping>& dma_records() noexcept {
-  static range_index<dma_mapping>& all = *new range_index<dma_mapping>;  // never destroyed
+  using records = range_index<dma_mapping>;
+  alignas(records) static std::array<std::byte, sizeof(records)> memory;
+  static records& all = *new (memory.data()) records;  // never destroyed
   return all;
 }
 

@@ -142,7 +142,7 @@ class dma_domain {
   // of spans of bytes, are now mapped as these segments, a range as well; as many bytes in both, in
   // the same order. Syncs of the mapping go by its segments, as those of a single one.
   template <std::ranges::forward_range Pieces, std::ranges::forward_range Segments>
-  void note_mapped(Pieces&& pieces, Segments&& segments, dma_direction d,
+  void note_mapped(const Pieces& pieces, const Segments& segments, dma_direction d,
                    std::source_location where = std::source_location::current()) noexcept {
     const copy_of<std::span<std::byte>> p(pieces);
     const copy_of<dma_segment> s(segments);
@@ -152,7 +152,7 @@ class dma_domain {
   // mapped.
   template <std::ranges::forward_range Segments>
   [[nodiscard]] bool note_unmap(
-      Segments&& segments, dma_direction d,
+      const Segments& segments, dma_direction d,
       std::source_location where = std::source_location::current()) noexcept {
     const copy_of<dma_segment> s(segments);
     return list_unmapped(s.all, s.made, d, where);
@@ -232,7 +232,7 @@ class dma_domain {
   template <typename T>
   struct copy_of {
     template <typename Range>
-    explicit copy_of(Range& from) noexcept
+    explicit copy_of(const Range& from) noexcept
         : memory(new(std::nothrow) T[static_cast<std::size_t>(std::ranges::distance(from))]),
           made(memory != nullptr) {
       if (made) all = {memory.get(), std::ranges::copy(from, memory.get()).out};

@@ -59,12 +59,12 @@ struct dma_mapping {
 
   // The bytes before a segment.
   std::uint64_t start_of(std::uint32_t segment) const noexcept;
-  bool is_lent(std::uint64_t start, std::uint64_t bytes) const noexcept;
+  bool is_lent(std::uint64_t start, std::uint64_t length) const noexcept;
   // Null, or the one that is exactly this.
-  const lent* find_lent(std::uint64_t start, std::uint64_t bytes) const noexcept;
+  const lent* find_lent(std::uint64_t start, std::uint64_t length) const noexcept;
   // False without memory.
   bool lend(const lent& l) noexcept;
-  void take_back(std::uint64_t start, std::uint64_t bytes) noexcept;
+  void take_back(std::uint64_t start, std::uint64_t length) noexcept;
 
   using range = range_index<dma_mapping>::range;
   range device_range(std::uint32_t number) noexcept;
