@@ -142,20 +142,23 @@ class ring_slots {
     sequence(p).store(static_cast<std::uint32_t>(p + capacity()), std::memory_order_release);
   }
 
-  // The items of positions from p on, in or out, when the caller owns their slots.
+  // An item, in or out, when the caller owns its slot.
+  void put(std::uint64_t p, const T& item) const noexcept {
+    at(p).set(item);
+    set_full(p);
+  }
+  void take(std::uint64_t p, T& item) const noexcept {
+    item = at(p).get();
+    set_free(p);
+  }
+  // The same for those of positions from p on.
   void put(std::uint64_t p, std::span<const T> items) const noexcept {
     const ring_slots here = *this;  // in registers: what is written below cannot change it
-    for (const T& item : items) {
-      here.at(p).set(item);
-      here.set_full(p++);
-    }
+    for (const T& item : items) here.put(p++, item);
   }
   void take(std::uint64_t p, std::span<T> items) const noexcept {
     const ring_slots here = *this;  // as above
-    for (T& item : items) {
-      item = here.at(p).get();
-      here.set_free(p++);
-    }
+    for (T& item : items) here.take(p++, item);
   }
 
   window window_at(std::uint64_t p, std::size_t n) const noexcept {

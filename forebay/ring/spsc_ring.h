@@ -44,11 +44,22 @@ class basic_spsc_ring {
 
   // ---- The producer ----
 
-  // False if the ring is full.
-  [[nodiscard]] bool try_push(const T& item) noexcept { return try_push_all({&item, 1}); }
+  // False if the ring is full or closed. (What is called for each item, or for a few, is inlined
+  // whatever the compiler thinks of its size: a call would be a third of its cost.)
+  [[nodiscard, gnu::always_inline]] bool try_push(const T& item) noexcept {
+    const ring_slots<T, Atomics> slots = slots_;
+    const std::uint64_t p = producer_.own();
+    if (producer_.closed_by_me() || !slots.is_free(p)) {
+      producer_.count_failure();
+      return false;
+    }
+    slots.put(p, item);
+    producer_.advance_to(p + 1);
+    return true;
+  }
 
   // All of `items`, or false and none of them: also if they are more than the capacity.
-  [[nodiscard]] bool try_push_all(std::span<const T> items) noexcept {
+  [[nodiscard, gnu::always_inline]] bool try_push_all(std::span<const T> items) noexcept {
     const std::uint64_t p = producer_.own();
     if (items.empty()) return true;
     if (producer_.closed_by_me() || !all_free(p, items.size())) {
@@ -91,10 +102,20 @@ class basic_spsc_ring {
   // ---- The consumer ----
 
   // The oldest item. False if the ring is empty; `item` is then as it was, here and below.
-  [[nodiscard]] bool try_pop(T& item) noexcept { return try_pop_all({&item, 1}); }
+  [[nodiscard, gnu::always_inline]] bool try_pop(T& item) noexcept {
+    const ring_slots<T, Atomics> slots = slots_;
+    const std::uint64_t p = consumer_.own();
+    if (!slots.is_full(p)) {
+      consumer_.count_failure();
+      return false;
+    }
+    slots.take(p, item);
+    consumer_.advance_to(p + 1);
+    return true;
+  }
 
   // As many as `items` has, or false and none.
-  [[nodiscard]] bool try_pop_all(std::span<T> items) noexcept {
+  [[nodiscard, gnu::always_inline]] bool try_pop_all(std::span<T> items) noexcept {
     const std::uint64_t p = consumer_.own();
     if (items.empty()) return true;
     if (!all_full(p, items.size())) {
