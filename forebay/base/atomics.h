@@ -9,8 +9,6 @@
 
 #include <atomic>
 #include <concepts>
-#include <cstddef>
-#include <cstring>
 #include <type_traits>
 
 namespace forebay {
@@ -57,26 +55,5 @@ concept AtomicsPolicy =
     };
 
 static_assert(AtomicsPolicy<real_atomics>);
-
-// `n` items into the slots at `to`, and out of the slots at `from`: one copy of memory where a slot
-// is nothing but its item.
-template <typename Plain, typename T>
-void copy_into(Plain* to, const T* from, std::size_t n) noexcept {
-  if constexpr (std::is_same_v<Plain, real_atomics::plain<T>>) {
-    static_assert(sizeof(Plain) == sizeof(T));
-    if (n != 0) std::memcpy(static_cast<void*>(to), from, n * sizeof(T));
-  } else {
-    for (std::size_t i = 0; i < n; ++i) to[i].set(from[i]);
-  }
-}
-template <typename Plain, typename T>
-void copy_out(T* to, const Plain* from, std::size_t n) noexcept {
-  if constexpr (std::is_same_v<Plain, real_atomics::plain<T>>) {
-    static_assert(sizeof(Plain) == sizeof(T));
-    if (n != 0) std::memcpy(static_cast<void*>(to), from, n * sizeof(T));
-  } else {
-    for (std::size_t i = 0; i < n; ++i) to[i] = from[i].get();
-  }
-}
 
 }  // namespace forebay
