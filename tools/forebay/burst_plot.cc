@@ -75,17 +75,19 @@ scale scale_of(const std::vector<burst_line>& lines) {
 
 std::string grid(const scale& s) {
   std::string out;
-  for (double ns = s.ns_min; ns <= s.ns_max * 1.001; ns *= 10) {
+  const auto decades = std::lround(std::log10(s.ns_max / s.ns_min));
+  for (long decade = 0; decade <= decades; ++decade) {
     for (const int step : {1, 2, 5}) {
-      const double at = ns * step;
-      if (at > s.ns_max * 1.001) break;
+      if (decade == decades && step > 1) break;
+      const double at = s.ns_min * std::pow(10, decade) * step;
       out += fmt::format(
           "<path class=\"grid\" d=\"M{:.1f} {:.1f}H{:.1f}\"/>"
           "<text x=\"{:.1f}\" y=\"{:.1f}\" text-anchor=\"end\">{:g}</text>\n",
           left, s.y(at), width - right, left - 8, s.y(at) + 4, at);
     }
   }
-  for (double batch = 1; batch <= s.batch_max; batch *= 2) {
+  for (int power = 0; std::ldexp(1, power) <= s.batch_max; ++power) {
+    const double batch = std::ldexp(1, power);
     out += fmt::format(
         "<path class=\"grid\" d=\"M{:.1f} {:.1f}V{:.1f}\"/>"
         "<text x=\"{:.1f}\" y=\"{:.1f}\" text-anchor=\"middle\">{:g}</text>\n",
@@ -135,8 +137,11 @@ std::string burst_svg(const std::vector<burst_line>& all) {
   std::vector<burst_line> lines;
   std::ranges::copy_if(all, std::back_inserter(lines),
                        [](const burst_line& l) { return !l.points.empty(); });
-  std::ranges::stable_sort(lines, std::ranges::greater{},
-                           [](const burst_line& l) { return l.points.front().ns; });
+  std::ranges::sort(lines, [](const burst_line& a, const burst_line& b) {
+    const double of_a = a.points.front().ns;
+    const double of_b = b.points.front().ns;
+    return of_a != of_b ? of_a > of_b : a.name < b.name;
+  });
   std::string out = fmt::format(
       "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{0:g}\" height=\"{1:g}\" "
       "viewBox=\"0 0 {0:g} {1:g}\" font-family=\"sans-serif\" font-size=\"13\">\n"

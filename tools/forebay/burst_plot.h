@@ -17,8 +17,8 @@ struct burst_line {
   std::vector<burst_point> points;
 };
 
-// An SVG document, both axes logarithmic. Lines without points are left out; without any the
+// An SVG document, both axes logarithmic. Lines without points are left out; if none are left the
 // picture says so.
-std::string burst_svg(const std::vector<burst_line>& lines);
+std::string burst_svg(const std::vector<burst_line>& all);
 
 }  // namespace forebay::tool
