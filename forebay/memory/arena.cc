@@ -10,7 +10,10 @@
 
 namespace forebay {
 
-std::byte* page::data() const noexcept { return home->address_of(*this); }
+template <>
+std::byte* page::data() const noexcept {
+  return home->address_of(*this);
+}
 
 void release_page(page& p) noexcept { p.home->release(p); }
 

@@ -54,9 +54,8 @@ enum page_flag : std::uint32_t {
   page_offline = 1u << 12,    // its memory has been given back to the operating system
 };
 
-// What of a frame is looked at without a lock.
 template <AtomicsPolicy Atomics = real_atomics>
-struct basic_page_state {
+struct alignas(64) basic_page {
   template <typename T>
   using atomic = typename Atomics::template atomic<T>;
 
@@ -65,6 +64,12 @@ struct basic_page_state {
   atomic<void*> owner{nullptr};         // the index it is in, null if none
   atomic<std::uint64_t> index{0};       // its number there, in pages
   atomic<void*> private_data{nullptr};  // of the owner
+  list_node link;
+  arena* home = nullptr;   // set once when the arena is made
+  std::uint8_t order = 0;  // log2 of the frames in the block that this frame heads
+
+  // The frame's 4 KiB.
+  std::byte* data() const noexcept;
 
   // acquire: who sees a flag sees what was written before it was set (the data, for uptodate).
   bool test(std::uint32_t mask) const noexcept {
@@ -96,14 +101,10 @@ struct basic_page_state {
   }
 };
 
-struct alignas(64) page : basic_page_state<> {
-  list_node link;
-  arena* home = nullptr;   // set once when the arena is made
-  std::uint8_t order = 0;  // log2 of the frames in the block that this frame heads
+using page = basic_page<>;
 
-  // The frame's 4 KiB.
-  std::byte* data() const noexcept;
-};
+template <>
+std::byte* page::data() const noexcept;
 
 // Takes a reference to the frame `p`, found on a guess, and keeps it if the frame is the page
 // `number` of `owner`. Reference is page_ref, or stands for it; none: it was another page, or

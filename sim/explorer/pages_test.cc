@@ -16,7 +16,7 @@ namespace {
 
 using number = model_atomics::plain<int>;
 
-struct model_frame : basic_page_state<model_atomics> {
+struct model_frame : basic_page<model_atomics> {
   number data{0};
 };
 
@@ -235,7 +235,7 @@ struct frame_is_moved : space {
 
 // --- the lock of a page, and its waiters ---
 
-struct page_state : basic_page_state<model_atomics> {};
+struct page_state : basic_page<model_atomics> {};
 
 template <unsigned Threads>
 struct page_lock {
