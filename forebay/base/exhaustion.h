@@ -126,8 +126,8 @@ class basic_pressure_gate {
     std::uint32_t from = 1 - to;
     // relaxed: a look that leaves the line alone when there is nothing to change.
     if (raised_.load(std::memory_order_relaxed) != from) return false;
-    // acq_rel: who sees the signal sees what was done before it; relaxed: nothing was done.
-    return raised_.compare_exchange_strong(from, to, std::memory_order_acq_rel,
+    // release: who sees the signal sees what was done before it; relaxed: nothing was done.
+    return raised_.compare_exchange_strong(from, to, std::memory_order_release,
                                            std::memory_order_relaxed);  // relaxed: see above
   }
 

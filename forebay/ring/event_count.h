@@ -80,15 +80,19 @@ class basic_event_count {
     Atomics::fence(std::memory_order_seq_cst);  // what was published is there before the look
     // relaxed: ordered by the fence.
     if (waiters_.load(std::memory_order_relaxed) == 0) return;
-    // release: a waiter that announces itself after this sees what was published.
-    epoch_.fetch_add(1, std::memory_order_release);
+    // relaxed: the fence above has released; a waiter that announces itself after this sees what
+    // was published.
+    epoch_.fetch_add(1, std::memory_order_relaxed);
     Wait::wake(epoch_, count < INT_MAX ? static_cast<int>(count) : INT_MAX);
   }
   void notify_all() noexcept { notify(INT_MAX); }
   // By who has waited and found something: wakes one more, if there is `more` to be had.
   template <typename More>
   void pass_on(const More& more) noexcept {
-    Atomics::fence(std::memory_order_seq_cst);  // what was taken is taken before the look
+    // What was taken is taken before the look. seq_cst is beyond the explorer: withdraw() comes
+    // just before, and a waiter whom that does not see finds out by the ring's own
+    // compare-and-swap.
+    Atomics::fence(std::memory_order_seq_cst);
     // relaxed: ordered by the fence.
     if (waiters_.load(std::memory_order_relaxed) != 0 && more()) notify();
   }

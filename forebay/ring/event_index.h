@@ -47,7 +47,7 @@ template <AtomicsPolicy Atomics, typename Waiter>
 void ring_bell(event_words<Atomics>& words, Waiter& waiter) noexcept {
   // release: this side has read `wanted` before, so not one that a waiter writes after it has taken
   // its ticket from this value: the bell which that one asks for is still to come.
-  // beyond the explorer: it would take a load of the ticket after the store of `wanted`.
+  // And who takes its ticket from it sees what this side did before: that it has closed, say.
   words.bell.fetch_add(1, std::memory_order_release);
   waiter.wake(words.bell);
 }
@@ -79,7 +79,8 @@ result<> wait_for_event(event_words<Atomics>& words, Waiter& waiter, std::uint32
   }
   const std::uint64_t start = waiter.now_ns();
   for (;;) {
-    // acquire: pairs with ring_bell. beyond the explorer: see there.
+    // acquire: pairs with ring_bell. beyond the explorer: the fence below is an acquire as well,
+    // and that `wanted` is written after this load matters only where a store may pass a load.
     const std::uint32_t ticket = words.bell.load(std::memory_order_acquire);
     words.wanted.store(wanted, std::memory_order_relaxed);  // relaxed: the fence orders it
     // seq_cst: pairs with the fence of ring_bell_if_wanted, see the top.

@@ -44,7 +44,8 @@ struct options {
   std::uint64_t seed = 1;
   // Whether a failed execution is run again to tell what happened in it.
   bool explain = true;
-  // Only this execution, as a failure has printed it. With "-": the one without any choice.
+  // Only this execution, as a failure has printed it, under the other options of that time. With
+  // "-": the one without any choice.
   const char* replay = nullptr;
 };
 

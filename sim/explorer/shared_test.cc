@@ -102,8 +102,8 @@ struct bell_without_a_position {
 };
 
 TEST(explored_shared, event_index) {
-  expect_explored<position_is_waited_for>();
-  expect_explored<bell_without_a_position>();
+  expect_explored_and_needed<position_is_waited_for, bell_without_a_position>(
+      {"ring/event_index.h"});
 }
 
 // --- descriptor ring ---

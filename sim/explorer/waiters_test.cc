@@ -221,7 +221,7 @@ struct pressure {
 };
 
 TEST(explored_waiters, pressure_gate) {
-  expect_explored<pressure>();
+  expect_explored_and_needed<pressure>({"base/exhaustion.h"});
 }
 
 }  // namespace

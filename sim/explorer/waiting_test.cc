@@ -220,10 +220,8 @@ struct timed : with_waiting<many> {
 };
 
 TEST(explored_waiting, event_count) {
-  expect_explored<flag_is_set<1>>();
-  expect_explored<flag_is_set<2>>();
-  expect_explored<items_one_by_one>();
-  expect_explored<ordered_by_the_epoch>();
+  expect_explored_and_needed<flag_is_set<1>, flag_is_set<2>, items_one_by_one,
+                             ordered_by_the_epoch>({"ring/event_count.h"});
 }
 
 TEST(explored_waiting, one_to_one) { expect_explored<one_producer_one_consumer>(); }
