@@ -89,8 +89,10 @@ class basic_spsc_ring {
     if (found < n) producer_.count_failure();
     return slots_.window_at(p, found);
   }
-  // Pushes what has been written into the first `n` of the slots that reserve() has given last.
+  // Pushes what has been written into the first `n` of the slots that reserve() has given last;
+  // nothing if the ring has been closed since.
   void commit(std::size_t n) noexcept {
+    if (producer_.closed_by_me()) return;
     const std::uint64_t p = producer_.own();
     for (std::size_t i = 0; i < n; ++i) slots_.set_full(p + i);
     producer_.advance_to(p + n);

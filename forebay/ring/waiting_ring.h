@@ -113,8 +113,9 @@ class basic_waiting_ring {
     if (!r) return fail(r.error());
     return {};
   }
-  // Waits for room for one at least of `items`, which are not empty; how many it was.
+  // Waits for room for one at least of `items`; how many it was. Of no items: 0, at once.
   result<std::size_t> push_some(std::span<const T> items, const wait_limit& limit = {}) noexcept {
+    if (items.empty()) return 0;
     return wait_for(
         room_, spins_, limit, [&] { return try_push_some(items); },
         [&] { return ring_->closed() ? std::error_code(EPIPE, std::generic_category()) : none(); },
@@ -152,8 +153,10 @@ class basic_waiting_ring {
     if (!r) return fail(r.error());
     return item;
   }
-  // Waits for one item at least, takes as many as there are and fit; how many it was.
+  // Waits for one item at least, takes as many as there are and fit; how many it was. Into no
+  // items: 0, at once.
   result<std::size_t> pop_some(std::span<T> items, const wait_limit& limit = {}) noexcept {
+    if (items.empty()) return 0;
     return wait_for(
         items_, spins_, limit, [&] { return try_pop_some(items); },
         [&] { return ring_->drained() ? make_error_code(errc::end_of_stream) : none(); },
