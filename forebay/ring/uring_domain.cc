@@ -259,7 +259,12 @@ void uring_domain::detach(attachment& a) noexcept {
 }
 
 void uring_domain::remove(arena& memory) noexcept {
-  if (attachment* a = find(memory); a != nullptr) detach(*a);
+  attachment* const a = find(memory);
+  if (a == nullptr) return;
+  // The kernel looks regions up as it takes submissions. One that it cannot take now (EBUSY) will
+  // end with EFAULT.
+  if (ring_.queued() != 0) static_cast<void>(ring_.submit_and_wait(0));
+  detach(*a);
 }
 
 std::error_code uring_domain::shortfall(const arena& memory) const noexcept {
@@ -277,6 +282,13 @@ std::uint32_t uring_domain::region_of(const std::byte* data, std::size_t bytes) 
   for (std::size_t i = 0; i < count_ && !attached_[i]->region_of(data, bytes, region); ++i) {
   }
   return region;
+}
+
+bool uring_domain::is_registered(const dma_segment& s) const noexcept {
+  if (s.region == dma_segment::no_region) return false;
+  const auto* const data =
+      std::bit_cast<const std::byte*>(static_cast<std::uintptr_t>(to_number(s.address)));
+  return region_of(data, s.length) == s.region;
 }
 
 result<dma_segment> uring_domain::do_map(std::span<std::byte> memory, dma_direction) noexcept {

@@ -46,7 +46,9 @@ class uring_domain final : public dma_domain {
   // if it is known already, ENOSPC if there are too many arenas or regions, ENOMEM, and what the
   // kernel answered for the first chunk (RLIMIT_MEMLOCK, usually).
   result<std::size_t> add(arena& memory) noexcept;
-  // Lets go of it. Transfers that are under way go on. Without effect if it is not known.
+  // Lets go of it. Transfers that are under way go on, those that are queued are handed over first,
+  // and what is mapped stays so: its transfers go the ordinary way from now on. Without effect if
+  // it is not known.
   void remove(arena& memory) noexcept;
 
   // Why less than all of the arena's memory was registered by add(): errc::too_large if it is more
@@ -55,6 +57,10 @@ class uring_domain final : public dma_domain {
 
   // Whether a chunk of it is registered now.
   bool has_region(const arena& memory, std::uint32_t chunk) const noexcept;
+
+  // Whether a segment that was mapped, or a part of one, is in a region and the ring still has that
+  // under the same number: its arena may have been removed since.
+  bool is_registered(const dma_segment& s) const noexcept;
 
   // Calls `wake` (from any thread, must not block) when there is something to answer.
   void set_waker(void (*wake)(void*) noexcept, void* context) noexcept {

@@ -238,6 +238,52 @@ TEST(UringDomain, TransfersInAcrossAndBesideRegisteredChunksWork) {
   EXPECT_EQ(region_at(chunk), 1u);
 }
 
+// An arena goes with transfers that are queued, and with memory that is mapped and not submitted
+// yet, or to be submitted again; and another arena gets its regions.
+TEST(UringDomain, TransfersGoOnWithoutTheArena) {
+  const auto memory = make_chunks(1);
+  const auto other = make_chunks(1);
+  ASSERT_TRUE(memory && other);
+  auto made = uring_queue_pair::create(8);
+  ASSERT_TRUE(made);
+  uring_queue_pair& q = **made;
+  uring_domain& d = q.registered();
+  const unique_fd file = numbered_file(mebibyte);
+  if (const auto r = d.add(*memory); !r) GTEST_SKIP() << r.error().message();
+  std::array<dma_segment, 3> to;
+  for (std::size_t i = 0; i < to.size(); ++i) {
+    const auto s =
+        d.map(memory->memory().subspan(i * page_bytes, page_bytes), dma_direction::from_device);
+    ASSERT_TRUE(s);
+    ASSERT_EQ(s->region, 0u);
+    to[i] = *s;
+  }
+  std::array<completion, 3> done;
+  const auto read = [&](std::size_t i) {
+    return q.submit(uring_request::read(file.get(), std::span(to).subspan(i, 1), i * page_bytes),
+                    done[i]);
+  };
+  ASSERT_TRUE(read(0));
+  ASSERT_EQ(q.queued(), 1u);
+  d.remove(*memory);
+  ASSERT_TRUE(read(1));
+  ASSERT_TRUE(q.ring_doorbell(1'000'000'000, 2));
+  EXPECT_NE(q.reap(), nullptr);
+  EXPECT_NE(q.reap(), nullptr);
+  ASSERT_TRUE(d.add(*other));
+  ASSERT_TRUE(d.has_region(*other, 0));
+  ASSERT_TRUE(read(2));
+  ASSERT_TRUE(q.ring_doorbell(1'000'000'000));
+  EXPECT_EQ(q.reap(), &done[2]);
+  for (std::size_t i = 0; i < to.size(); ++i) {
+    EXPECT_EQ(done[i].status, static_cast<int>(page_bytes)) << i;
+    d.unmap(to[i], dma_direction::from_device);
+    std::uint64_t word = 0;
+    std::memcpy(&word, memory->memory().data() + i * page_bytes + 8, sizeof word);
+    EXPECT_EQ(word, i * page_bytes + 8);
+  }
+}
+
 class CheckedUringDomain : public testing::Test {
  protected:
   void SetUp() override {
