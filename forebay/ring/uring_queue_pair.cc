@@ -84,7 +84,7 @@ result<> uring_queue_pair::set_memory(uring_submission& s, const uring_request& 
   const dma_segment& only = r.segments_[0];
   s.address = pointer_to(only.address + r.skip_bytes_);
   s.length = only.length - r.skip_bytes_;
-  if (transfer && only.region != dma_segment::no_region) {
+  if (transfer && registered_.is_registered(only)) {
     s.buffer_index = static_cast<std::uint16_t>(only.region);
     s.opcode =
         r.opcode_ == uring_opcode::read ? uring_opcode::read_fixed : uring_opcode::write_fixed;
@@ -119,7 +119,10 @@ result<> uring_queue_pair::cancel(const completion& target, completion& done) no
 
 result<> uring_queue_pair::ring_doorbell(std::uint64_t timeout_ns, unsigned completions) noexcept {
   registered_.answer();
-  return ring_.submit_and_wait(timeout_ns == 0 ? 0 : completions, timeout_ns);
+  // What has been taken out of the ring and not been reaped has come.
+  const std::size_t come = reaped_count_ - reaped_next_;
+  const bool enough = timeout_ns == 0 || come >= completions;
+  return ring_.submit_and_wait(enough ? 0 : completions - static_cast<unsigned>(come), timeout_ns);
 }
 
 completion* uring_queue_pair::reap() noexcept {

@@ -50,9 +50,9 @@ class uring_queue_pair {
 
   static constexpr std::size_t max_segments = 256;  // of one transfer
 
-  // Hands over what is queued (the doorbell) and waits for `completions`, which must be under way,
-  // at most `timeout_ns`; 0 only looks. Waiting for several of many saves wake-ups (NVMe's
-  // interrupt coalescing).
+  // Hands over what is queued (the doorbell) and waits until `completions`, which must be under
+  // way, can be reaped, at most `timeout_ns`; 0 only looks. Waiting for several of many saves
+  // wake-ups (NVMe's interrupt coalescing).
   result<> ring_doorbell(std::uint64_t timeout_ns, unsigned completions = 1) noexcept;
 
   // Submissions that are queued and not handed over yet.

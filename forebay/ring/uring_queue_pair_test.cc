@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "forebay/os/clock.h"
 #include "forebay/os/fd.h"
 #include "forebay/ring/test_segment.h"
 
@@ -81,6 +82,27 @@ TEST(QueuePair, MoreThanTheRingHoldsGoThrough) {
   std::sort(done.begin(), done.end());
   EXPECT_EQ(std::unique(done.begin(), done.end()), done.end());
   EXPECT_EQ(done.size(), count);
+  EXPECT_EQ(q.in_flight(), 0u);
+}
+
+// Completions come from the kernel several at a time; those that are not reaped yet have come.
+TEST(QueuePair, ADoorbellDoesNotWaitForWhatCanBeReaped) {
+  auto made = uring_queue_pair::create(8);
+  ASSERT_TRUE(made);
+  uring_queue_pair& q = **made;
+  std::array<completion, 3> records;
+  for (completion& c : records) ASSERT_TRUE(q.submit(uring_request::nop(), c));
+  ASSERT_TRUE(q.ring_doorbell(1'000'000'000, 3));
+  ASSERT_NE(q.reap(), nullptr);
+  const std::uint64_t start = monotonic_clock::now_ns();
+  ASSERT_TRUE(q.ring_doorbell(2'000'000'000, 2));
+  EXPECT_LT(monotonic_clock::now_ns() - start, 1'000'000'000u);
+  // One more than that has to be waited for, and is.
+  completion more;
+  ASSERT_TRUE(q.submit(uring_request::nop(), more));
+  ASSERT_TRUE(q.ring_doorbell(2'000'000'000, 3));
+  EXPECT_LT(monotonic_clock::now_ns() - start, 1'000'000'000u);
+  for (int i = 0; i < 3; ++i) EXPECT_NE(q.reap(), nullptr);
   EXPECT_EQ(q.in_flight(), 0u);
 }
 

@@ -1,5 +1,5 @@
 // What a queue pair over io_uring can be asked to do. A request that moves data names mapped memory
-// only: segments of the queue pair's domains (queue_pair.h) or a mapped_message.
+// only: segments of the queue pair's domains (uring_queue_pair.h) or a mapped_message.
 //
 // A value. The segments that it points to are read when it is submitted; the memory they stand for
 // stays mapped until it has ended.
