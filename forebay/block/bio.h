@@ -52,8 +52,10 @@ struct bio : completion {
       0;  // sum of the segments; of the range, for discard and write_zeroes
   std::array<iovec, max_segments> segments;
 
-  // Appends memory; false, and nothing changes, if it would need one segment too many.
+  // Appends memory, if it has bytes; false, and nothing changes, if it would need one segment too
+  // many.
   bool add(std::byte* data, std::size_t bytes) noexcept {
+    if (bytes == 0) return true;
     if (segment_count != 0) {
       iovec& last = segments[segment_count - 1u];
       if (static_cast<std::byte*>(last.iov_base) + last.iov_len == data) {
@@ -78,7 +80,7 @@ struct bio : completion {
     std::uint64_t done_bytes = 0;
     bool syncing = false;  // the transfer is over, what makes it durable is under way
     std::uint16_t mapped_count = 0;
-    std::array<dma_segment, max_segments> mapped;  // not initialised
+    std::array<dma_segment, max_segments> mapped;  // the first mapped_count
   };
   lower_operation lower;
 

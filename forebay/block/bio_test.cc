@@ -29,6 +29,19 @@ TEST(bio, add_merges_what_is_adjacent_in_memory) {
   EXPECT_EQ(b.end_bytes(), 8192u + 2560u);
 }
 
+// A segment without bytes would be an error of the transfer.
+TEST(bio, add_of_no_bytes_is_without_effect) {
+  std::array<std::byte, 1024> memory{};
+  bio b(bio_op::write, 0);
+  EXPECT_TRUE(b.add(memory.data(), 0));
+  EXPECT_EQ(b.segment_count, 0);
+  ASSERT_TRUE(b.add(memory.data(), 512));
+  EXPECT_TRUE(b.add(memory.data() + 700, 0));
+  EXPECT_TRUE(b.add(memory.data() + 512, 0));
+  EXPECT_EQ(b.segment_count, 1);
+  EXPECT_EQ(b.length_bytes, 512u);
+}
+
 TEST(bio, add_refuses_one_segment_too_many_and_changes_nothing) {
   std::vector<std::byte> memory(std::size_t{512} * 3 * (bio::max_segments + 1));
   bio b(bio_op::read, 0);
