@@ -130,21 +130,23 @@ class basic_descriptor_driver {
   result<> post(std::span<const descriptor> chain, std::uint64_t id) noexcept;
   result<> post(const descriptor& d, std::uint64_t id) noexcept { return post({&d, 1}, id); }
 
-  // Publishes what was posted, and wakes the device if it waits for it.
+  // Publishes what was posted, and wakes the device if it waits for it. Nothing after a fault().
   void ring_doorbell() noexcept {
+    if (side_.fault()) return;
     // release: who sees the position sees the slots before it.
     side_.own().position.store(posted_, std::memory_order_release);
+    published_ = posted_;
     side_.tell(posted_);
   }
 
-  // Chains that have ended, the oldest first, at most out.size(). Error: fault(), once all before
-  // it have been given out.
+  // Chains that have ended, the oldest first, at most out.size(). One that is not published has not
+  // ended, whatever its status says. Error: fault(), once all before it have been given out.
   result<std::size_t> reap(std::span<ended_chain> out) noexcept;
 
   // Waits until a chain has ended. Errors: ETIMEDOUT; errc::end_of_stream if the device has closed;
-  // ring_errc::peer_gone; fault(); ENODATA if nothing is posted that could end.
+  // ring_errc::peer_gone; fault(); ENODATA if nothing is published that could end.
   result<> wait(std::uint64_t timeout_ns) noexcept {
-    if (posted_ == reaped_) return fail(side_.fault() ? side_.fault() : errno_code(ENODATA));
+    if (published_ == reaped_) return fail(side_.fault() ? side_.fault() : errno_code(ENODATA));
     return side_.wait(last_of_oldest(), timeout_ns, [this]() noexcept {
       // relaxed: reap() looks again.
       return (slots_[last_of_oldest() & mask_].status.load(std::memory_order_relaxed) &
@@ -173,6 +175,7 @@ class basic_descriptor_driver {
         chains_(std::move(own)),
         mask_(o.entries - 1),
         posted_(o.start),
+        published_(o.start),
         reaped_(o.start) {}
 
   static std::error_code errno_code(int e) noexcept { return {e, std::generic_category()}; }
@@ -186,6 +189,7 @@ class basic_descriptor_driver {
   std::unique_ptr<posted[]> chains_;
   std::uint32_t mask_;
   std::uint32_t posted_;
+  std::uint32_t published_;  // up to here the device knows
   std::uint32_t reaped_;
 };
 
@@ -322,7 +326,7 @@ template <AtomicsPolicy Atomics, typename Waiter>
 result<std::size_t> basic_descriptor_driver<Atomics, Waiter>::reap(
     std::span<ended_chain> out) noexcept {
   std::size_t n = 0;
-  while (!side_.fault() && n < out.size() && reaped_ != posted_) {
+  while (!side_.fault() && n < out.size() && reaped_ != published_) {
     const posted& chain = chains_[reaped_ & mask_];
     // acquire: the status, in this word, and the device's data are before its done bit.
     const std::uint64_t status =

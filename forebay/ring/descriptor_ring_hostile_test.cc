@@ -211,6 +211,26 @@ TEST_F(HostileRing, ACompletionOutOfOrderIsNotSeen) {
   EXPECT_EQ(*host.reap(ended), 2u);
 }
 
+TEST_F(HostileRing, AStatusOfWhatItHasNotSeen) {
+  post(1);
+  ASSERT_TRUE(host.post({.address = 1, .length = 100}, 1));  // not published
+  slots[0].status = descriptor_status::pack(1, 0);
+  slots[1].status = descriptor_status::pack(1, 0);
+  EXPECT_EQ(*host.reap(ended), 1u);
+  EXPECT_EQ(*host.reap(ended), 0u) << "its buffer would go to the device afterwards";
+  EXPECT_EQ(host.in_flight(), 1u);
+  EXPECT_EQ(host.wait(5).error().value(), ENODATA);
+}
+
+TEST_F(HostileRing, AfterAFaultNothingMoreIsPublished) {
+  post(1);
+  ASSERT_TRUE(host.post({.address = 1, .length = 100}, 1));
+  slots[0].status = UINT64_MAX;
+  EXPECT_EQ(reap_error(), ring_errc::bad_status);
+  host.ring_doorbell();
+  EXPECT_EQ(driver_words.position.load(), 1u);
+}
+
 TEST_F(HostileRing, APeerThatIsGoneEndsTheWait) {
   test_waiter waiter;
   waiter.peer_gone = std::make_shared<bool>(true);

@@ -22,7 +22,7 @@ enum class ring_errc {
   // What the other side does.
   position_jump,     // a head or tail moved further than there are entries, or back
   unknown_id,        // an identifier outside the table
-  stale_id,          // the identifier of nothing that is under way: never used, or ended already
+  stale_id,          // of nothing that is under way: never used, not read yet, or ended already
   duplicate_id,      // of a command while another one has it
   bad_length,        // zero bytes, or more than the buffer or the limit
   bad_status,        // not an errno value

@@ -8,11 +8,15 @@
 //
 // The controller is another process and not trusted: what a command was is kept in memory of this
 // side's own, and of a completion nothing is believed that does not fit. What does not is the
-// fault(): submit() and ring_doorbell() fail with it from then on, and reap() gives nothing more,
-// unless the fault is that the controller is gone: then it gives what had been completed. Commands
-// that are under way after that stay so, and their buffers may still be written by the other
-// process. When that cannot be any more (it is gone, or the memory was taken from it), abandon()
-// gives them back.
+// fault(): submit() and ring_doorbell() fail with it from then on, nothing more is published, and
+// reap() gives nothing more, unless the fault is that the controller is gone: then it gives what
+// had been completed. Commands that are under way after that stay so, and their buffers may still
+// be written by the other process. When that cannot be any more (it is gone, or the memory was
+// taken from it), abandon() gives them back.
+//
+// A command ends only after its controller has said that it has read it. So no buffer is given back
+// whose command is still in the queue, and a queue whose commands have all ended is empty: a
+// controller cannot keep it full with nothing under way.
 //
 // One thread at a time.
 #pragma once
@@ -58,8 +62,10 @@ class basic_shared_queue_pair {
   // ring_errc::bad_length above shared_command_bytes_max, ring_errc::bad_flags, fault().
   result<> submit(const shared_command& command, completion& done) noexcept;
 
-  // Publishes what is queued without waiting, and wakes the controller if it sleeps.
+  // Publishes what is queued without waiting, and wakes the controller if it sleeps. Nothing after
+  // a fault() or abandon().
   void publish() noexcept {
+    if (side_.fault() || abandoned_ != 0) return;
     publish_consumed();
     // release: who sees the position sees the commands before it.
     side_.own().position.store(queued_, std::memory_order_release);
@@ -70,7 +76,7 @@ class basic_shared_queue_pair {
   // Publishes what is queued (the doorbell) and waits for `completions`, at most `timeout_ns`; 0
   // only publishes. A wait for several is one wake instead of several. An end of the time is no
   // error. Errors: fault(); errc::end_of_stream if the controller has closed and so many will not
-  // come.
+  // come; ECANCELED if all that was under way has been abandoned and reaped.
   result<> ring_doorbell(std::uint64_t timeout_ns, std::uint32_t completions = 1) noexcept {
     publish();
     if (timeout_ns == 0) return side_.fault() ? fail(side_.fault()) : result<>();
@@ -81,8 +87,12 @@ class basic_shared_queue_pair {
 
   // Waits until `completions` can be reaped, or as many as are under way if those are fewer, but at
   // least one. Errors: ETIMEDOUT; errc::end_of_stream if the controller has closed;
-  // ring_errc::peer_gone; fault(). Some may be there all the same.
+  // ring_errc::peer_gone; fault(). Some may be there all the same. What is abandoned is not waited
+  // for; ECANCELED if nothing of it is left.
   result<> wait(std::uint64_t timeout_ns, std::uint32_t completions = 1) noexcept {
+    if (abandoned_ != 0 && !side_.fault()) {
+      return in_flight_ != 0 ? result<>() : fail(ECANCELED);
+    }
     const std::uint32_t last = reaped_ + std::max(1u, std::min(completions, in_flight_)) - 1;
     return side_.wait(last, timeout_ns, [this, last]() noexcept {
       // relaxed: reap() looks again. They come in order, so the last one is enough.
@@ -118,6 +128,7 @@ class basic_shared_queue_pair {
     completion* done = nullptr;  // null: the number is free
     std::uint32_t id = 0;        // uses << 16 | number
     std::uint32_t length = 0;
+    std::uint64_t turn = 0;  // how many commands were submitted before it
   };
 
   basic_shared_queue_pair(shared_side<Atomics, Waiter> side, std::span<std::byte> region,
@@ -134,6 +145,8 @@ class basic_shared_queue_pair {
     // comes after this store and after the entries have been read.
     side_.own().consumed.store(consumed_, std::memory_order_relaxed);
   }
+  // How many commands the controller says it has read, once its head is at `head`.
+  std::uint64_t turns_read(std::uint32_t head) const noexcept { return turns_ - (queued_ - head); }
   // The flight that a completion ends, null with a fault if there is none.
   flight* check(std::uint64_t state, std::uint64_t what) noexcept;
   completion* end(flight& f, std::int32_t status) noexcept;
@@ -150,6 +163,7 @@ class basic_shared_queue_pair {
   std::uint32_t head_;       // up to here it has read
   std::uint32_t reaped_;     // completions: the next one
   std::uint32_t consumed_;   // what the controller knows of that
+  std::uint64_t turns_ = 0;  // commands submitted
   std::uint32_t in_flight_ = 0;
   std::uint32_t free_count_;
   std::int32_t abandoned_ = 0;             // the status of what is abandoned
@@ -236,6 +250,7 @@ result<> basic_shared_queue_pair<Atomics, Waiter>::submit(const shared_command& 
   flight& f = flights_[free_[--free_count_]];
   f.done = &done;
   f.length = command.length;
+  f.turn = turns_++;
   f.id += 1u << 16;
   submissions_[queued_ & submission_mask_].write(command, f.id);
   ++queued_;
@@ -260,7 +275,8 @@ auto basic_shared_queue_pair<Atomics, Waiter>::check(std::uint64_t state,
     wrong = ring_errc::position_jump;
   } else if (number > completion_mask_) {
     wrong = ring_errc::unknown_id;
-  } else if (flights_[number].done == nullptr || flights_[number].id != id) {
+  } else if (flights_[number].done == nullptr || flights_[number].id != id ||
+             flights_[number].turn >= turns_read(head_ + moved)) {
     wrong = ring_errc::stale_id;
   } else if ((what >> 32) > (error == 0 ? flights_[number].length : 0)) {
     wrong = ring_errc::bad_length;

@@ -208,6 +208,36 @@ TEST_F(HostileQueue, CompletionsThatComeTwice) {
   EXPECT_EQ(reap_error(), ring_errc::stale_id);
 }
 
+TEST_F(HostileQueue, CompletionsOfWhatTheyHaveNotSeen) {
+  submit(1);
+  ASSERT_TRUE(host.submit({.length = 100}, done[1]));  // not published
+  const std::uint32_t id = static_cast<std::uint32_t>(commands[1].id_length.load());
+  ASSERT_EQ(id & 0xffff, 1u);
+  forge(id, 0, good(1));
+  EXPECT_EQ(reap_error(), ring_errc::stale_id);
+}
+
+TEST_F(HostileQueue, CompletionsOfWhatTheyHaveNotReadYet) {
+  // A queue would be full for ever if everything ended and its head stayed.
+  host = *host_side::create(region, {.entries = 2, .completions = 4, .start = UINT32_MAX});
+  completion_words = find_in<layout::completion>(region, layout::completions_at(2));
+  submit(2);
+  const std::uint64_t before = UINT16_MAX;
+  completion_words[3].what = 1u << 16;  // the first one's id
+  completion_words[3].state = completion_state::pack(before, 0, phase_of(UINT32_MAX, 4));
+  EXPECT_EQ(reap_error(), ring_errc::stale_id);
+}
+
+TEST_F(HostileQueue, AfterAFaultNothingMoreIsPublished) {
+  submit(1);
+  ASSERT_TRUE(host.submit({.length = 100}, done[1]));
+  forge(completions, 0, good(0));
+  EXPECT_EQ(reap_error(), ring_errc::unknown_id);
+  host.publish();
+  EXPECT_EQ(host_words.position.load(), 1u);
+  EXPECT_EQ(host.queued(), 1u);
+}
+
 TEST_F(HostileQueue, CountsPastTheBuffer) {
   submit(1);
   forge(take(), 101, good(1));
