@@ -1,12 +1,17 @@
 // A ring between any number of threads that has one of the five policies for when it is full
 // (base/exhaustion.h), and counts what it did.
 //
-//    fill level:  0 ………… low mark ………………… high mark ………… capacity ……… limit
+//    fill level:    0 …… low mark …………… high mark …………… capacity ……… limit
 //
-//    tail_drop                                                 | refuses
-//    head_drop                                                 | gives up the oldest for each
-//    newcomer back_pressure           signal goes down    signal goes up| refuses expand | doubles
-//    ……… | refuses block                                                     | waits
+//    tail_drop                                           | refuses
+//
+//    head_drop                                           | gives up the oldest
+//
+//    back_pressure       | signal down   | signal up     | refuses
+//
+//    expand                                              | doubles … | refuses
+//
+//    block                                               | waits
 //
 // What is refused stays the caller's; what is given up is handed to the observer, whose it then is.
 // The observer is called by the thread that pushes or pops.

@@ -19,17 +19,6 @@ namespace {
 using host_side = basic_shared_queue_pair<real_atomics, test_waiter>;
 using controller_side = basic_shared_queue_controller<real_atomics, test_waiter>;
 
-// What loops and devices ask of a queue pair (QueuePair in queue_pair.h, for any submission).
-template <typename Q>
-concept AnyQueuePair = requires(Q& q, const typename Q::submission& s, completion& c) {
-  { q.submit(s, c) } -> std::same_as<result<>>;
-  { q.ring_doorbell(std::uint64_t{0}, 1u) } -> std::same_as<result<>>;
-  { q.reap() } -> std::same_as<completion*>;
-  { q.in_flight() } -> std::convertible_to<std::uint32_t>;
-  { q.queued() } -> std::convertible_to<unsigned>;
-};
-static_assert(AnyQueuePair<shared_queue_pair>);
-
 shared_command command(std::uint64_t offset, std::uint32_t length = 4096) {
   return {.opcode = 7,
           .flags = command_write | 0x4200,
@@ -276,6 +265,25 @@ TEST(SharedQueuePair, AbandonedCommandsEndOnce) {
   EXPECT_EQ(done[0].status, 9);
   EXPECT_EQ(s.host.submit(command(1), done[1]).error().value(), ECANCELED);
   EXPECT_EQ(s.host.reap(), nullptr);
+}
+
+// What is abandoned has ended: there is nothing to wait for, and nothing goes to the other side any
+// more, which could write a buffer that has been given back.
+TEST(SharedQueuePair, AbandonedCommandsAreNotWaitedForAndNotPublished) {
+  pair_of_sides s({.entries = 8, .completions = 8});
+  std::array<completion, 2> done;
+  ASSERT_TRUE(s.host.submit(command(0), done[0]));
+  ASSERT_TRUE(s.host.ring_doorbell(0));
+  ASSERT_TRUE(s.host.submit(command(1), done[1]));
+  s.host.abandon(-EIO);
+  EXPECT_TRUE(s.host.wait(5));
+  EXPECT_TRUE(s.host.ring_doorbell(5, 2));
+  EXPECT_EQ(s.host.reap(), &done[0]);
+  EXPECT_EQ(s.host.reap(), &done[1]);
+  EXPECT_EQ(s.host.wait(5).error().value(), ECANCELED);
+  EXPECT_EQ(s.host.ring_doorbell(5).error().value(), ECANCELED);
+  EXPECT_TRUE(s.take());
+  EXPECT_FALSE(s.take()) << "a command that was given back";
 }
 
 class MemoryOf : public testing::Test {

@@ -104,6 +104,20 @@ TEST(spsc_ring, closed_takes_nothing_and_gives_what_it_has) {
   EXPECT_FALSE(ring->try_pop(item));
 }
 
+TEST(spsc_ring, what_was_reserved_before_it_was_closed_is_not_pushed_after) {
+  const auto ring = make(4);
+  const auto reserved = ring->reserve(2);
+  ASSERT_EQ(reserved.size(), 2u);
+  reserved[0].set(1);
+  ring->close();
+  EXPECT_TRUE(ring->drained());
+  ring->commit(1);
+  EXPECT_TRUE(ring->drained());
+  int item = 0;
+  EXPECT_FALSE(ring->try_pop(item));
+  EXPECT_EQ(ring->statistics().pushed, 0u);
+}
+
 TEST(spsc_ring, a_pointer_and_its_number_take_16_bytes) {
   static_assert(sizeof(ring_slot<void*, real_atomics>) == 16);
   static_assert(sizeof(ring_slot<std::uint32_t, real_atomics>) == 8);
