@@ -102,6 +102,14 @@ TYPED_TEST(waiting_ring, closed_ends_the_waiting_when_nothing_is_left) {
   consumer.join();
 }
 
+TYPED_TEST(waiting_ring, nothing_is_not_waited_for) {
+  const auto ring = make<TypeParam>(2);
+  const wait_limit limit{.timeout = 50ms};
+  EXPECT_EQ(ring->pop_some({}, limit).value_or(9), 0u);
+  EXPECT_EQ(ring->push_some(numbers_from(0, 2)).value(), 2u);
+  EXPECT_EQ(ring->push_some({}, limit).value_or(9), 0u);
+}
+
 TEST(waiting_mpmc_ring, closed_wakes_who_waits_for_room) {
   const auto ring = make<waiting_mpmc_ring<int>>(2);
   EXPECT_EQ(ring->push_some(numbers_from(0, 2)).value(), 2u);
