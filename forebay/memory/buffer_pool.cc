@@ -146,8 +146,7 @@ result<> buffer_pool::destroy(std::unique_ptr<buffer_pool>& pool) {
   // Closed, what is out is in use.
   pool->cache_.close();
   // acquire: pairs with count_out() and give(), for the holders' last writes.
-  const bool busy = pool->out_.load(std::memory_order_acquire) != 0 ||
-                    pool->waiting_.load(std::memory_order_acquire) != 0;  // acquire: as above
+  const bool busy = pool->out_.load(std::memory_order_acquire) != 0 || pool->waiting_.value() != 0;
   pool->cache_.open();
   if (!busy) {
     pool.reset();
@@ -248,9 +247,9 @@ std::uint64_t buffer_pool::surplus_bytes() const noexcept {
 std::uint64_t buffer_pool::shrink(std::uint64_t bytes) noexcept {
   if (surplus_bytes() == 0 || bytes == 0) return 0;
   const scoped_lock hold(grow_lock_);
-  // Whoever waits has the first claim to what becomes free, and nobody comes to wait meanwhile.
-  // relaxed: it rises under grow_lock_ only.
-  if (waiting_.load(std::memory_order_relaxed) != 0) return 0;
+  // Whoever waits has the first claim to what becomes free, and nobody comes to wait meanwhile:
+  // the number rises under grow_lock_ only.
+  if (waiting_.value() != 0) return 0;
   cache_.close();
   // While the free buffers are in the hands of this call, allocations that find none wait for
   // grow_lock_.

@@ -50,6 +50,7 @@
 #include <string>
 
 #include "forebay/base/refcount.h"
+#include "forebay/base/waiter_count.h"
 #include "forebay/memory/arena.h"
 #include "forebay/memory/cpu_cache.h"
 #include "forebay/memory/free_lists.h"
@@ -383,8 +384,8 @@ class buffer_pool final : public registered_memory {
 
   mutex wait_lock_;
   intrusive_list<buffer_wait, &buffer_wait::link_> waiters_ FOREBAY_GUARDED_BY(wait_lock_);
-  // Their number; written under wait_lock_, and it rises under grow_lock_ as well.
-  std::atomic<std::uint32_t> waiting_{0};
+  // Their number; changed under wait_lock_, and it rises under grow_lock_ as well.
+  waiter_count waiting_;
 
   // Written by the gate: by the batch where there are CPU caches. Any thread.
   alignas(no_sharing_bytes) std::atomic<std::int64_t> out_{0};  // not in the free list

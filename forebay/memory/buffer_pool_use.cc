@@ -51,8 +51,8 @@ void buffer_pool::count_out(std::size_t n) noexcept {
 }
 
 std::size_t buffer_pool::gate::take(std::span<std::uint32_t> items) noexcept {
-  // relaxed: who starts to wait at this moment may come after this call.
-  if (pool_.waiting_.load(std::memory_order_relaxed) != 0) return 0;
+  // Who starts to wait at this moment may come after this call.
+  if (pool_.waiting_.value() != 0) return 0;
   const std::size_t n = pool_.list_->take(items);
   if (n != 0) pool_.count_out(n);
   return n;
@@ -63,12 +63,9 @@ void buffer_pool::gate::give(std::span<const std::uint32_t> items) noexcept {
   // pairs with destroy().
   pool_.out_.fetch_sub(static_cast<std::int64_t>(items.size()), std::memory_order_release);
   pool_.list_->give(items);
-  // seq_cst: the list has the items before this looks for waiters, a waiter is counted before it
-  // looks into the list; one of the two sees the other.
-  std::atomic_thread_fence(std::memory_order_seq_cst);
-  if (pool_.waiting_.load(std::memory_order_relaxed) != 0) {  // relaxed: the fence orders it
-    pool_.serve();
-  }
+  // The list has the items before this looks for waiters; a waiter looks into the list after it has
+  // announced itself.
+  if (pool_.waiting_.anybody()) pool_.serve();
 }
 
 // Gives free buffers to those who wait, in their order.
@@ -82,7 +79,7 @@ void buffer_pool::serve() noexcept {
       count_out(1);
       add_to(granted_);
       buffer_wait& w = *waiters_.pop_front();
-      waiting_.fetch_sub(1, std::memory_order_relaxed);  // relaxed: under wait_lock_
+      waiting_.withdraw();
       w.item_ = item;
       granted.push_back(w);
     }
@@ -170,14 +167,14 @@ bool buffer_pool::enqueue(buffer_wait& w) noexcept {
   w.closed_ = true;
   const scoped_lock hold_too(wait_lock_);
   waiters_.push_back(w);
-  waiting_.fetch_add(1, std::memory_order_relaxed);  // relaxed: a fence follows in start_wait()
+  waiting_.announce();
   return true;
 }
 
 bool buffer_pool::start_wait(buffer_wait& w) noexcept {
   w.item_ = cache_.pop();
   if (w.item_ != cpu_cache::none || !enqueue(w)) return true;
-  std::atomic_thread_fence(std::memory_order_seq_cst);  // seq_cst: see gate::give()
+  // The last look: what has been given before the announcement, and what lies in the caches.
   cache_.close();
   serve();
   return false;
@@ -187,7 +184,7 @@ bool buffer_pool::cancel_wait(buffer_wait& w) noexcept {
   const scoped_lock hold(wait_lock_);
   if (w.item_ != cpu_cache::none) return false;
   w.link_.unlink();
-  waiting_.fetch_sub(1, std::memory_order_relaxed);  // relaxed: under wait_lock_
+  waiting_.withdraw();
   w.error_ = ECANCELED;
   return true;
 }
@@ -315,7 +312,7 @@ buffer_pool_statistics buffer_pool::statistics() const noexcept {
   s.high_watermark = static_cast<std::uint64_t>(out_max_.load(std::memory_order_relaxed));
   s.total = total();
   s.cached = c.cached;
-  s.waiting = waiting_.load(std::memory_order_relaxed);  // relaxed: as above
+  s.waiting = waiting_.value();
   s.cpu_hits = cached_ ? c.pops - std::min(c.pops, c.slow_pops) : 0;
   s.grows = value_of(grows_);
   s.shrinks = value_of(shrinks_);

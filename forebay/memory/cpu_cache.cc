@@ -10,6 +10,7 @@
 #include "forebay/base/assert.h"
 #include "forebay/base/cache_line.h"
 #include "forebay/base/stats.h"
+#include "forebay/memory/closable_place.h"
 #include "forebay/os/cpu.h"
 
 namespace forebay {
@@ -19,21 +20,16 @@ struct alignas(no_sharing_bytes) cpu_cache::slot_lock {
   mutex lock;
 };
 
-// Says that the call may have a magazine in its hands. Sequentially consistent: who does not see it
-// sees what the call left behind.
+// Says that the call may have a magazine in its hands: who does not see it sees what the call left
+// behind.
 class cpu_cache::hands {
  public:
-  explicit hands(cpu_cache& c) noexcept : cache_(c) { cache_.in_hands_.fetch_add(one_more); }
-  ~hands() { cache_.in_hands_.fetch_sub(1); }
+  explicit hands(cpu_cache& c) noexcept : cache_(c) { cache_.in_hands_.begin(); }
+  ~hands() { cache_.in_hands_.end(); }
   hands(const hands&) = delete;
   hands& operator=(const hands&) = delete;
 
-  // Whether the word tells of a call under way.
-  static bool any(std::uint64_t word) noexcept { return (word & 0xffff'ffff) != 0; }
-
  private:
-  static constexpr std::uint64_t one_more = (std::uint64_t{1} << 32) + 1;
-
   cpu_cache& cache_;
 };
 
@@ -250,15 +246,14 @@ std::uint32_t cpu_cache::pop_directly() noexcept {
 // been added to places that were found empty, so at the start of the look none was free.
 std::uint32_t cpu_cache::pop_when_dry() noexcept {
   for (unsigned look = 0; look < looks_max; ++look) {
-    const std::uint64_t hands_before = in_hands_.load();
+    const std::uint64_t hands_before = in_hands_.look();
     const std::uint64_t pops_before = loaded_pops();
     std::uint32_t item = pop_directly();
     if (item != none) return item;
     if (cached() != 0) {
       item = take_back();
       if (item != none) return item;
-    } else if (!hands::any(hands_before) && loaded_pops() == pops_before &&
-               in_hands_.load() == hands_before) {
+    } else if (loaded_pops() == pops_before && in_hands_.none_since(hands_before)) {
       return none;
     }
     if (look < looks_in_haste) {
@@ -350,13 +345,10 @@ item_stack* cpu_cache::new_magazine() noexcept {
 void cpu_cache::retire(cpu_slot& slot, item_stack* m) noexcept {
   if (m == &unloaded_) return;
   fold_pops(*m);
-  // Sequentially consistent, as close(): either it finds the magazine there or this finds closing_.
-  item_stack* before = slot.spare.exchange(m);
-  if (before != nullptr) to_depot(before);
-  if (closing_.load()) {
-    item_stack* again = slot.spare.exchange(nullptr);
-    if (again != nullptr) to_depot(again);
-  }
+  // Either close() finds the magazine there or this finds the place closed.
+  const displaced<item_stack> out = put_unless_closed(slot.spare, closing_, m);
+  if (out.before != nullptr) to_depot(out.before);
+  if (out.after != nullptr) to_depot(out.after);
 }
 
 void cpu_cache::fold_pops(item_stack& m) noexcept {

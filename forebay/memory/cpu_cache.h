@@ -34,6 +34,7 @@
 #include <memory>
 
 #include "forebay/memory/free_list.h"
+#include "forebay/memory/in_transit.h"
 #include "forebay/os/mutex.h"
 #include "forebay/os/rseq.h"
 
@@ -175,10 +176,9 @@ class alignas(no_sharing_bytes) cpu_cache {
   item_stack* empty_ FOREBAY_GUARDED_BY(depot_lock_) = nullptr;  // those without
   std::uint32_t full_count_ FOREBAY_GUARDED_BY(depot_lock_) = 0;
   std::atomic<std::uint64_t> depot_items_{0};  // written under depot_lock_
-  // Calls that may have a magazine with items in their hands: how many there are in the low 32
-  // bits, and how many there have been in the others. Who finds no item looks again if there were
-  // some.
-  std::atomic<std::uint64_t> in_hands_{0};
+  // Calls that may have a magazine with items in their hands. Who finds no item looks again if
+  // there were some.
+  in_transit in_hands_;
 
   // Statistics of the slow paths: any thread, each orders nothing.
   std::atomic<std::uint64_t> pops_{0};  // of magazines that are not loaded any more
