@@ -218,7 +218,7 @@ class buffer_pool final : public registered_memory {
   // holders, EALREADY if it is free (in debug mode, or if it was freed by this), EINVAL if it is
   // another pool's.
   [[gnu::always_inline]] result<> free_raw(buffer& b) noexcept {
-    if (b.pool_ != this || tracker_.enabled() || !b.refs_.put_if_last()) [[unlikely]]
+    if (b.pool_ != this || has_owners() || !b.refs_.put_if_last()) [[unlikely]]
       return free_with_care(b);
     cache_.push(b.index_);
     return {};
@@ -227,7 +227,7 @@ class buffer_pool final : public registered_memory {
   // A handle for a buffer whose only holder is the caller, who is that no more. (What
   // buffer_ref::release() returns is such a buffer.)
   [[nodiscard]] buffer_ref adopt(buffer& b) noexcept {
-    if (tracker_.enabled()) [[unlikely]]
+    if (has_owners()) [[unlikely]]
       end_raw(b);
     return adopt_new(b);
   }
@@ -401,6 +401,12 @@ class buffer_pool final : public registered_memory {
   // The last owner of each buffer; null before the debug mode is first switched on. An element
   // belongs to who has just allocated its buffer or is about to free it.
   std::atomic<owner*> owners_{nullptr};
+
+  // Whether a buffer may have an owner on record: also when the debug mode is off again.
+  bool has_owners() const noexcept {
+    // relaxed: who has a buffer with a record has it from the one who made that, and saw them.
+    return owners_.load(std::memory_order_relaxed) != nullptr;
+  }
 
   // Read by every call, written by none.
   ref_tracker tracker_;

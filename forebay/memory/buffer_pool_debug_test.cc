@@ -132,6 +132,20 @@ TEST(PoolDebug, CanBeSwitchedAtRunTime) {
   EXPECT_THAT(said, HasSubstr("is free already"));
 }
 
+TEST(PoolDebug, WhatWasAllocatedBeforeItWasSwitchedOffLeavesNoRecord) {
+  const test_pool pool({.name = "frames", .count = 4, .debug = true});
+  buffer* const freed = first_user(*pool);
+  buffer* const adopted = first_user(*pool);
+  std::array<buffer*, 2> bulk{first_user(*pool), first_user(*pool)};
+  EXPECT_THAT(pool->owners(), HasSubstr("4 still held"));
+  EXPECT_TRUE(pool->set_debug(false));
+  EXPECT_TRUE(pool->free_raw(*freed));
+  pool->adopt(*adopted).reset();
+  EXPECT_TRUE(pool->free_bulk_raw(bulk));
+  EXPECT_TRUE(pool->set_debug());
+  EXPECT_THAT(pool->owners(), testing::Not(HasSubstr("still held")));
+}
+
 TEST(PoolDebug, TheEnvironmentNamesPools) {
   ::setenv("FOREBAY_POOL_DEBUG", "requests,frames", 1);
   EXPECT_TRUE(test_pool({.name = "frames", .count = 1})->statistics().debug);

@@ -138,7 +138,7 @@ result<> buffer_pool::free_bulk_raw(std::span<buffer* const> buffers) noexcept {
   std::array<std::uint32_t, 64> items;
   std::size_t n = 0;
   for (buffer* b : buffers) {
-    if (b->pool_ != this || tracker_.enabled() || !b->refs_.put_if_last()) [[unlikely]] {
+    if (b->pool_ != this || has_owners() || !b->refs_.put_if_last()) [[unlikely]] {
       const auto freed = free_with_care(*b);
       if (!freed && first_error) first_error = freed;
       continue;
