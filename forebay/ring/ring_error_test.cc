@@ -19,9 +19,9 @@ TEST(RingError, EachHasAMessageOfItsOwn) {
     EXPECT_TRUE(messages.insert(e.message()).second) << e.message();
     EXPECT_EQ(to_errno(e), EIO);
   }
-  EXPECT_EQ(std::error_code(static_cast<int>(ring_errc::peer_gone) + 1, ring_error_category())
-                .message(),
-            unknown);
+  EXPECT_EQ(
+      std::error_code(static_cast<int>(ring_errc::peer_gone) + 1, ring_error_category()).message(),
+      unknown);
   EXPECT_STREQ(ring_error_category().name(), "ring");
 }
 
