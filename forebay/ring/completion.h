@@ -24,6 +24,7 @@ struct completion {
   function run = nullptr;
   std::int32_t status = 0;  // a count, or a negative errno value
   bool urgent = false;      // a loop runs it before what is ready already (see loop::io_first)
+  bool transfer = false;    // a loop's: of a file's data
 };
 
 // First in, first out; one thread.

@@ -1,5 +1,6 @@
 #include "forebay/ring/loop.h"
 
+#include <algorithm>
 #include <new>
 
 namespace forebay {
@@ -43,6 +44,8 @@ void loop::submit(const uring_request& r, completion& done) noexcept {
     ready(done);
     return;
   }
+  done.transfer = r.is_transfer();
+  transfers_ += done.transfer ? 1 : 0;
   // What cannot be handed over now stays queued for the turn's end.
   if (queue_.queued() >= hand_over_batch) static_cast<void>(queue_.ring_doorbell(0));
 }
@@ -53,19 +56,50 @@ void loop::cancel(completion& target) noexcept {
   static_cast<void>(queue_.cancel(target, cancelled_));
 }
 
+// How many completions to sleep for: more than one only with many transfers under way on a device
+// that ends them fast.
+unsigned loop::coalesce() noexcept {
+  const unsigned share = std::min(transfers_ / coalesce_share, coalesce_max);
+  if (share < 2) {
+    ended_ = 0;
+    measured_ns_ = 0;
+    return 1;
+  }
+  if (ended_ >= 64 || measured_ns_ == 0) {
+    const std::uint64_t now = monotonic_clock::now_ns();
+    if (measured_ns_ != 0) pace_ns_ = (now - measured_ns_) / ended_;
+    measured_ns_ = now;
+    ended_ = 0;
+  }
+  return static_cast<unsigned>(
+      std::clamp<std::uint64_t>(coalesce_ns / std::max<std::uint64_t>(pace_ns_, 1), 1, share));
+}
+
+// Hands over what is queued, and waits unless there is work.
+void loop::sleep() noexcept {
+  std::uint64_t limit_ns = busy() ? 0 : until_next_timer_ns();
+  const unsigned completions = limit_ns == 0 ? 1 : coalesce();
+  if (completions > 1) limit_ns = std::min(limit_ns, coalesce_limit_ns);
+  if (auto r = queue_.ring_doorbell(limit_ns, completions); !r) {
+    // The ring itself is broken (never seen; a kernel out of memory would be EAGAIN): nothing can
+    // go on without it.
+    FOREBAY_ASSERT(!"io_uring_enter failed");
+  }
+}
+
 void loop::run() noexcept {
   const scope in(*this);
   listen_for_wakeups();
   // acquire: pairs with stop().
   while (!stopping_.load(std::memory_order_acquire)) {
     run_ready(turn_completions_max);
-    if (auto r = queue_.ring_doorbell(busy() ? 0 : until_next_timer_ns()); !r) {
-      // The ring itself is broken (never seen; a kernel out of memory would be EAGAIN): nothing can
-      // go on without it.
-      FOREBAY_ASSERT(!"io_uring_enter failed");
-    }
+    sleep();
     while (completion* done = queue_.reap()) {
       if (done == &cancelled_) continue;
+      if (done->transfer) {
+        --transfers_;
+        ++ended_;
+      }
       if (done->urgent) {
         ready_first(*done);
       } else {

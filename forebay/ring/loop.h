@@ -76,8 +76,18 @@ class loop final : public executor {
   // should reach the device while the rest is answered.
   static constexpr unsigned turn_completions_max = 8;
 
+  // With many transfers under way the loop sleeps until a share of them has ended: that saves
+  // wake-ups, and the device is not idle meanwhile. Not longer than what ends first may wait: the
+  // share goes by how fast transfers end, and the sleep has an end in any case.
+  static constexpr unsigned coalesce_share = 5;
+  static constexpr unsigned coalesce_max = 8;
+  static constexpr std::uint64_t coalesce_ns = 100'000;
+  static constexpr std::uint64_t coalesce_limit_ns = 1'000'000;
+
   loop(uring ring, unique_fd wakeup) noexcept;
 
+  void sleep() noexcept;
+  unsigned coalesce() noexcept;
   void wake() noexcept override;
   void listen_for_wakeups() noexcept;
 
@@ -86,6 +96,10 @@ class loop final : public executor {
   std::uint64_t wakeup_count_ = 0;
   // Where that is read to, for as long as there is the loop.
   std::optional<device_owned<std::span<std::byte>>> wakeup_memory_;
+  unsigned transfers_ = 0;               // under way, the eventfd's among them
+  unsigned ended_ = 0;                   // of them, since measured_ns_
+  std::uint64_t measured_ns_ = 0;        // when the pace was last looked at
+  std::uint64_t pace_ns_ = coalesce_ns;  // from the end of one to that of the next, of late
   completion woken_;
   completion cancelled_;  // of every cancel request; never queued
   std::atomic<bool> stopping_{false};

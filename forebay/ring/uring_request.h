@@ -64,6 +64,11 @@ class uring_request {
     return r;
   }
 
+  // Whether it moves data of a file.
+  bool is_transfer() const noexcept {
+    return opcode_ == uring_opcode::read || opcode_ == uring_opcode::write;
+  }
+
  private:
   friend class uring_queue_pair;
 
