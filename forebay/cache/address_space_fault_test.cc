@@ -8,6 +8,7 @@
 #include <string>
 #include <thread>
 
+#include "forebay/base/sanitizer.h"
 #include "forebay/block/fault_device.h"
 #include "forebay/cache/test_space.h"
 
@@ -21,13 +22,7 @@ thread_local std::uint64_t allocations_failed = 0;
 }  // namespace
 
 // The thread sanitizer does not let its operator new be replaced.
-#if defined(__has_feature)
-#if __has_feature(thread_sanitizer)
-#define FOREBAY_TEST_KEEPS_OPERATOR_NEW
-#endif
-#endif
-
-#ifndef FOREBAY_TEST_KEEPS_OPERATOR_NEW
+#if !FOREBAY_TSAN
 void* operator new(std::size_t bytes, const std::nothrow_t&) noexcept {
   if (allocations_left == 0) {
     ++allocations_failed;

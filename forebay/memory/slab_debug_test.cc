@@ -12,6 +12,7 @@
 #include <thread>
 #include <vector>
 
+#include "forebay/base/sanitizer.h"
 #include "forebay/memory/general_cache.h"
 #include "forebay/memory/slab.h"
 
@@ -232,8 +233,7 @@ TEST_F(SlabDebugDeathTest, LeaksAreNamed) {
       "\"leak\" is destroyed with 1 objects in use(.|\n)*allocated_here");
 }
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__has_feature)
-#if defined(__SANITIZE_ADDRESS__) || __has_feature(address_sanitizer)
+#if FOREBAY_ASAN
 TEST(SlabAsanDeathTest, FreeObjectsAreForbidden) {
   GTEST_FLAG_SET(death_test_style, "threadsafe");
   const auto memory = make_arena();
@@ -253,7 +253,6 @@ TEST(SlabAsanDeathTest, FreeObjectsAreForbidden) {
       },
       "use-after-poison");
 }
-#endif
 #endif
 
 }  // namespace

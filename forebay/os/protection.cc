@@ -10,14 +10,9 @@
 #include <bit>
 #include <csignal>
 
-#if defined(__SANITIZE_ADDRESS__)
-#define FOREBAY_ASAN 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer)
-#define FOREBAY_ASAN 1
-#endif
-#endif
-#if defined(FOREBAY_ASAN)
+#include "forebay/base/sanitizer.h"
+
+#if FOREBAY_ASAN
 #include <sanitizer/asan_interface.h>
 #endif
 
@@ -51,7 +46,7 @@ void explain_signal(int number, siginfo_t* info, void*) noexcept {
   errno = error;
 }
 
-#if defined(FOREBAY_ASAN)
+#if FOREBAY_ASAN
 void explain_report(const char*) { print_explanation(__asan_get_report_address()); }
 #endif
 
@@ -112,7 +107,7 @@ void explain_faults(fault_explainer explain) noexcept {
     action.sa_flags = SA_SIGINFO | SA_ONSTACK;
     ::sigaction(SIGSEGV, nullptr, &earlier_fault_action);
     ::sigaction(SIGSEGV, &action, nullptr);
-#if defined(FOREBAY_ASAN)
+#if FOREBAY_ASAN
     __asan_set_error_report_callback(explain_report);
 #endif
     return true;
@@ -124,7 +119,7 @@ bool on_own_stack(const void* address) noexcept {
   thread_local const stack_bounds bounds = bounds_of_own_stack();
   const auto at = std::bit_cast<std::uintptr_t>(address);
   if (at >= bounds.first && at < bounds.end) return true;
-#if defined(FOREBAY_ASAN)
+#if FOREBAY_ASAN
   void* const frames = __asan_get_current_fake_stack();
   return frames != nullptr && __asan_addr_is_in_fake_stack(frames, const_cast<void*>(address),
                                                            nullptr, nullptr) != nullptr;

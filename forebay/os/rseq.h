@@ -30,6 +30,7 @@
 #include <span>
 
 #include "forebay/base/cache_line.h"
+#include "forebay/base/sanitizer.h"
 
 namespace forebay {
 
@@ -71,19 +72,10 @@ bool rseq_usable() noexcept;
 // been committed or sent back, and all its stores are seen by the caller.
 void rseq_fence() noexcept;
 
-#if defined(__SANITIZE_THREAD__)
-#define FOREBAY_HAVE_RSEQ 0
-#elif defined(__has_feature)
-#if __has_feature(thread_sanitizer)
-#define FOREBAY_HAVE_RSEQ 0
-#endif
-#endif
-#if !defined(FOREBAY_HAVE_RSEQ)
-#if defined(__x86_64__) && !defined(__ILP32__) && __has_include(<sys/rseq.h>)
+#if !FOREBAY_TSAN && defined(__x86_64__) && !defined(__ILP32__) && __has_include(<sys/rseq.h>)
 #define FOREBAY_HAVE_RSEQ 1
 #else
 #define FOREBAY_HAVE_RSEQ 0
-#endif
 #endif
 
 namespace cpu_stack {

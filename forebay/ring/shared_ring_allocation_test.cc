@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <new>
 
+#include "forebay/base/sanitizer.h"
 #include "forebay/ring/descriptor_ring.h"
 #include "forebay/ring/shared_queue_controller.h"
 #include "forebay/ring/shared_queue_pair.h"
@@ -17,15 +18,7 @@ namespace {
 }  // namespace
 
 // The thread sanitizer brings an operator of its own, which cannot be replaced.
-#if defined(__SANITIZE_THREAD__)
-#define FOREBAY_CAN_FAIL_ARRAYS 0
-#elif defined(__has_feature)
-#if __has_feature(thread_sanitizer)
-#define FOREBAY_CAN_FAIL_ARRAYS 0
-#endif
-#endif
-#ifndef FOREBAY_CAN_FAIL_ARRAYS
-#define FOREBAY_CAN_FAIL_ARRAYS 1
+#if !FOREBAY_TSAN
 void* operator new[](std::size_t bytes, const std::nothrow_t&) noexcept {
   if (arrays_left == 0) return nullptr;
   if (arrays_left > 0) --arrays_left;
@@ -39,7 +32,7 @@ namespace {
 // Fails with ENOMEM after 0 … allocations - 1 allocations, and works after that.
 template <typename Make>
 void expect_enomem(int allocations, Make make) {
-  if (FOREBAY_CAN_FAIL_ARRAYS == 0) GTEST_SKIP() << "allocations cannot be made to fail";
+  if (FOREBAY_TSAN != 0) GTEST_SKIP() << "allocations cannot be made to fail";
   for (int n = 0; n < allocations; ++n) {
     arrays_left = n;
     const auto r = make();

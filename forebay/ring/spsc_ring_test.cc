@@ -2,6 +2,7 @@
 
 #include <random>
 
+#include "forebay/base/sanitizer.h"
 #include "forebay/ring/test_ring.h"
 
 namespace forebay {
@@ -11,15 +12,7 @@ thread_local int ring_allocations_left = -1;
 }  // namespace forebay
 
 // The thread sanitizer brings an operator of its own, which cannot be replaced.
-#if defined(__SANITIZE_THREAD__)
-#define FOREBAY_CAN_FAIL_ALIGNED 0
-#elif defined(__has_feature)
-#if __has_feature(thread_sanitizer)
-#define FOREBAY_CAN_FAIL_ALIGNED 0
-#endif
-#endif
-#ifndef FOREBAY_CAN_FAIL_ALIGNED
-#define FOREBAY_CAN_FAIL_ALIGNED 1
+#if !FOREBAY_TSAN
 void* operator new(std::size_t bytes, std::align_val_t alignment, const std::nothrow_t&) noexcept {
   if (forebay::ring_allocations_left == 0) return nullptr;
   if (forebay::ring_allocations_left > 0) --forebay::ring_allocations_left;
@@ -29,7 +22,7 @@ void* operator new(std::size_t bytes, std::align_val_t alignment, const std::not
 
 namespace forebay {
 
-const bool ring_allocations_can_fail = FOREBAY_CAN_FAIL_ALIGNED != 0;
+const bool ring_allocations_can_fail = FOREBAY_TSAN == 0;
 
 namespace {
 

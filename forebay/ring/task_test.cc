@@ -9,6 +9,8 @@
 #include <thread>
 #include <vector>
 
+#include "forebay/base/sanitizer.h"
+
 namespace {
 
 // While set, nothrow allocations of this thread, which coroutine frames are, fail.
@@ -17,15 +19,7 @@ namespace {
 }  // namespace
 
 // The thread sanitizer brings an operator of its own, which cannot be replaced.
-#if defined(__SANITIZE_THREAD__)
-#define FOREBAY_CAN_FAIL_ALLOCATIONS 0
-#elif defined(__has_feature)
-#if __has_feature(thread_sanitizer)
-#define FOREBAY_CAN_FAIL_ALLOCATIONS 0
-#endif
-#endif
-#ifndef FOREBAY_CAN_FAIL_ALLOCATIONS
-#define FOREBAY_CAN_FAIL_ALLOCATIONS 1
+#if !FOREBAY_TSAN
 void* operator new(std::size_t bytes, const std::nothrow_t&) noexcept {
   return fail_allocations ? nullptr : ::operator new(bytes);
 }
@@ -166,7 +160,7 @@ TEST(Task, DeepNestingNeedsNoStackEitherWay) {
 #endif
 }
 
-#if FOREBAY_CAN_FAIL_ALLOCATIONS
+#if !FOREBAY_TSAN
 TEST(Task, WithoutMemoryForAFrameAwaitingGivesEnomem) {
   int reached = 0;
   const auto work = [&]() -> task<int> {

@@ -7,19 +7,11 @@
 #include <cstdlib>
 
 #include "forebay/base/cache_line.h"
+#include "forebay/base/sanitizer.h"
 #include "forebay/serve/test_server.h"
 
 // The sanitizers bring an allocator of their own.
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define FOREBAY_CAN_COUNT_ALLOCATIONS 0
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-#define FOREBAY_CAN_COUNT_ALLOCATIONS 0
-#endif
-#endif
-#ifndef FOREBAY_CAN_COUNT_ALLOCATIONS
-#define FOREBAY_CAN_COUNT_ALLOCATIONS 1
-#endif
+#define FOREBAY_CAN_COUNT_ALLOCATIONS (!FOREBAY_ASAN && !FOREBAY_TSAN)
 
 namespace {
 

@@ -9,7 +9,7 @@
 #include "forebay/base/assert.h"
 #include "sim/explorer/heap.h"
 
-#if FOREBAY_EXPLORER_ASAN
+#if FOREBAY_ASAN
 #include <sanitizer/lsan_interface.h>
 #endif
 
@@ -17,7 +17,7 @@ namespace forebay::explorer {
 namespace {
 
 constexpr std::size_t stack_bytes =
-    FOREBAY_EXPLORER_ASAN || FOREBAY_EXPLORER_TSAN ? std::size_t{256} << 10 : std::size_t{64} << 10;
+    FOREBAY_ASAN || FOREBAY_TSAN ? std::size_t{256} << 10 : std::size_t{64} << 10;
 
 engine* running_engine = nullptr;
 
@@ -245,7 +245,7 @@ outcome engine::explore(const program& p, const options& opts, site_table* sites
   FOREBAY_ASSERT(p.bytes <= scenario_bytes && p.alignment <= scenario_alignment);
   running_engine = this;
   const catching faults;
-#if FOREBAY_EXPLORER_ASAN
+#if FOREBAY_ASAN
   __lsan_disable();  // an execution that is given up leaves its objects where they are
 #endif
   outcome out;
@@ -265,7 +265,7 @@ outcome engine::explore(const program& p, const options& opts, site_table* sites
     if (opts.executions_max != 0) explore_depth_first();
     if (!out.failed && opts.random_executions != 0) explore_at_random();
   }
-#if FOREBAY_EXPLORER_ASAN
+#if FOREBAY_ASAN
   __lsan_enable();
 #endif
   running_engine = nullptr;

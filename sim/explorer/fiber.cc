@@ -4,11 +4,11 @@
 
 #include "forebay/base/assert.h"
 
-#if FOREBAY_EXPLORER_ASAN
+#if FOREBAY_ASAN
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
-#if FOREBAY_EXPLORER_TSAN
+#if FOREBAY_TSAN
 #include <sanitizer/tsan_interface.h>
 #endif
 
@@ -51,7 +51,7 @@ thread_local fiber* running = nullptr;
 
 fiber& fiber::main() noexcept {
   static thread_local fiber own;
-#if FOREBAY_EXPLORER_TSAN
+#if FOREBAY_TSAN
   if (own.tsan_fiber_ == nullptr) own.tsan_fiber_ = __tsan_get_current_fiber();
 #endif
   return own;
@@ -68,7 +68,7 @@ fiber::fiber(std::size_t stack_bytes)
 fiber::~fiber() {
   if (stack_bytes_ == 0) return;
   forget();
-#if FOREBAY_EXPLORER_TSAN
+#if FOREBAY_TSAN
   if (tsan_fiber_ != nullptr) __tsan_destroy_fiber(tsan_fiber_);
 #endif
 }
@@ -77,7 +77,7 @@ fiber::~fiber() {
 void fiber::forget() noexcept {
   if (!started_) return;
   started_ = false;
-#if FOREBAY_EXPLORER_ASAN
+#if FOREBAY_ASAN
   dying_ = true;
   switch_to();
   dying_ = false;
@@ -88,7 +88,7 @@ void fiber::forget() noexcept {
 void fiber::start(entry e, void* argument) noexcept {
   FOREBAY_ASSERT(this != &current());
   forget();
-#if FOREBAY_EXPLORER_TSAN
+#if FOREBAY_TSAN
   if (tsan_fiber_ != nullptr) __tsan_destroy_fiber(tsan_fiber_);
   tsan_fiber_ = __tsan_create_fiber(0);
 #endif
@@ -114,7 +114,7 @@ void fiber::start(entry e, void* argument) noexcept {
 void fiber::enter() noexcept {
   fiber& self = *running;
   self.started_ = true;
-#if FOREBAY_EXPLORER_ASAN
+#if FOREBAY_ASAN
   fiber& own = main();
   const void* bottom = nullptr;
   std::size_t bytes = 0;
@@ -139,14 +139,14 @@ void fiber::switch_stack(fiber& from) noexcept {
 void fiber::switch_to() noexcept {
   fiber& from = current();
   running = this;
-#if FOREBAY_EXPLORER_ASAN
+#if FOREBAY_ASAN
   __sanitizer_start_switch_fiber(&from.fake_stack_, bottom_, bytes_);
 #endif
-#if FOREBAY_EXPLORER_TSAN
+#if FOREBAY_TSAN
   __tsan_switch_to_fiber(tsan_fiber_, 0);
 #endif
   switch_stack(from);
-#if FOREBAY_EXPLORER_ASAN
+#if FOREBAY_ASAN
   // Of a stack that is to be forgotten the record is not kept when it is left for good.
   while (from.dying_) {
     __sanitizer_finish_switch_fiber(from.fake_stack_, nullptr, nullptr);

@@ -18,26 +18,7 @@
 #include <ucontext.h>
 #endif
 
-#if defined(__SANITIZE_ADDRESS__)
-#define FOREBAY_EXPLORER_ASAN 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer)
-#define FOREBAY_EXPLORER_ASAN 1
-#endif
-#endif
-#if defined(__SANITIZE_THREAD__)
-#define FOREBAY_EXPLORER_TSAN 1
-#elif defined(__has_feature)
-#if __has_feature(thread_sanitizer)
-#define FOREBAY_EXPLORER_TSAN 1
-#endif
-#endif
-#ifndef FOREBAY_EXPLORER_ASAN
-#define FOREBAY_EXPLORER_ASAN 0
-#endif
-#ifndef FOREBAY_EXPLORER_TSAN
-#define FOREBAY_EXPLORER_TSAN 0
-#endif
+#include "forebay/base/sanitizer.h"
 
 namespace forebay::explorer {
 

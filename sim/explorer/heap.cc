@@ -5,7 +5,7 @@
 
 #include "sim/explorer/fiber.h"
 
-#if FOREBAY_EXPLORER_ASAN || FOREBAY_EXPLORER_TSAN
+#if FOREBAY_ASAN || FOREBAY_TSAN
 
 namespace forebay::explorer {
 

@@ -17,7 +17,7 @@
 
 namespace forebay::explorer {
 
-inline constexpr bool sanitized = FOREBAY_EXPLORER_ASAN != 0 || FOREBAY_EXPLORER_TSAN != 0;
+inline constexpr bool sanitized = FOREBAY_ASAN != 0 || FOREBAY_TSAN != 0;
 inline constexpr std::uint64_t sanitized_executions = 500;
 inline constexpr std::uint64_t random_executions = 1000;
 inline constexpr std::uint64_t stress_executions = 200'000;
