@@ -8,6 +8,8 @@
 #include <ctime>
 #include <utility>
 
+#include "forebay/base/spin.h"
+
 namespace forebay::bench {
 
 namespace {
@@ -85,9 +87,7 @@ void patience::wait() noexcept {
     sched_yield();
     return;
   }
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#endif
+  cpu_relax();
 }
 
 void spin_barrier::meet() noexcept {

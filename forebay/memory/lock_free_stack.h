@@ -30,6 +30,7 @@
 
 #include "forebay/base/atomics.h"
 #include "forebay/base/cache_line.h"
+#include "forebay/base/spin.h"
 #include "forebay/memory/free_lists.h"
 
 namespace forebay {
@@ -57,7 +58,7 @@ class basic_lock_free_stack {
     if (items.empty()) return 0;
     // acquire, here and below: pairs with push, for the links and for what the items stand for.
     std::uint64_t head = head_.load(std::memory_order_acquire);
-    for (unsigned failures = 0;; back_off(failures)) {
+    for (back_off failures;; failures.wait()) {
       std::uint32_t top = index_of(head);
       std::size_t n = 0;
       while (n < items.size() && top != none) {
@@ -85,7 +86,7 @@ class basic_lock_free_stack {
     }
     // relaxed: a guess, which the exchange verifies; nothing is read through it.
     std::uint64_t head = head_.load(std::memory_order_relaxed);
-    for (unsigned failures = 0;; back_off(failures)) {
+    for (back_off failures;; failures.wait()) {
       // relaxed: the exchange of the head publishes it.
       links_[items.front()].store(index_of(head), std::memory_order_relaxed);
       // release: who pops an item sees its link, and all that was written before it was pushed.
@@ -118,20 +119,6 @@ class basic_lock_free_stack {
   }
   static constexpr std::uint64_t word(std::uint32_t tag, std::uint32_t index) noexcept {
     return std::uint64_t{tag} << 32 | index;
-  }
-
-  // Waits twice as long after each failure of one call, up to some microseconds: long enough for
-  // the thread that has the lines to do many operations on them, which is what makes two threads
-  // about as fast as one.
-  static void back_off(unsigned& failures) noexcept {
-    failures = std::min(failures + 1, 8u);
-    for (unsigned i = 0; i < (1u << failures); ++i) {
-#if defined(__x86_64__)
-      __builtin_ia32_pause();
-#elif defined(__aarch64__)
-      asm volatile("yield");
-#endif
-    }
   }
 
   link* const links_;

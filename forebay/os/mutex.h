@@ -7,6 +7,8 @@
 
 #include <mutex>
 
+#include "forebay/base/spin.h"
+
 #ifdef __clang__
 #define FOREBAY_TSA(x) __attribute__((x))
 #else
@@ -37,12 +39,6 @@ class FOREBAY_CAPABILITY("mutex") mutex {
 
  private:
   static constexpr int tries = 30;
-
-  static void cpu_relax() noexcept {
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#endif
-  }
 
   std::mutex m_;
 };
