@@ -164,12 +164,6 @@ result<std::size_t> uring::update_memory_table(unsigned first, std::span<const i
   return static_cast<std::size_t>(r);
 }
 
-result<> uring::unregister_memory() {
-  const int r = io_uring_unregister_buffers(ring_.get());
-  if (r < 0) return fail(-r);
-  return {};
-}
-
 result<> uring::register_files(std::span<const int> fds) {
   const int r = io_uring_register_files(ring_.get(), fds.data(), static_cast<unsigned>(fds.size()));
   if (r < 0) return fail(-r);

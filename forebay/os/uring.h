@@ -94,7 +94,6 @@ class uring {
   // one without bytes leaves its index empty. What was there before is let go of as soon as no
   // operation uses it. Returns how many of the pieces could be registered; the error if none could.
   result<std::size_t> update_memory_table(unsigned first, std::span<const iovec> pieces);
-  result<> unregister_memory();
 
   // Registers files under indexes 0, 1, …
   result<> register_files(std::span<const int> fds);
