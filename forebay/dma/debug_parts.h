@@ -44,6 +44,12 @@ struct dma_debug::call {
   dma_direction direction;
   dma_kind kind;
   const std::source_location& where;
+
+  // Of a part of a single mapping.
+  static call of_part(const dma_segment& s, std::uint32_t offset, std::uint32_t length,
+                      dma_direction d, const std::source_location& where) noexcept {
+    return {part_of(s, offset, length), d, dma_kind::single, where};
+  }
 };
 
 // A line of text that is cut off where it gets too long.

@@ -50,10 +50,7 @@ bool dma_debug::check_sync(const held& lock, const call& c, const place& p) noex
 
 bool dma_debug::to_be_lent(const dma_segment& s, std::uint32_t offset, std::uint32_t length,
                            dma_direction d, const std::source_location& where) noexcept {
-  const call c{.segment = part_of(s, offset, length),
-               .direction = d,
-               .kind = dma_kind::single,
-               .where = where};
+  const call c = call::of_part(s, offset, length, d, where);
   const held lock;
   if (!working_) return true;
   const place p = find_part(lock, s, offset, length,
@@ -72,10 +69,7 @@ bool dma_debug::to_be_lent(const dma_segment& s, std::uint32_t offset, std::uint
 
 bool dma_debug::to_be_returned(const dma_segment& s, std::uint32_t offset, std::uint32_t length,
                                dma_direction d, const std::source_location& where) noexcept {
-  const call c{.segment = part_of(s, offset, length),
-               .direction = d,
-               .kind = dma_kind::single,
-               .where = where};
+  const call c = call::of_part(s, offset, length, d, where);
   const held lock;
   if (!working_) return true;
   const place p = find_part(lock, s, offset, length, [&](const place& q) {
@@ -102,10 +96,7 @@ void dma_debug::returned(const dma_segment& s, std::uint32_t offset,
 
 void dma_debug::access(const dma_segment& s, std::uint32_t offset, std::uint32_t length,
                        dma_direction direction, const std::source_location& where) noexcept {
-  const call c{.segment = part_of(s, offset, length),
-               .direction = direction,
-               .kind = dma_kind::single,
-               .where = where};
+  const call c = call::of_part(s, offset, length, direction, where);
   const held lock;
   if (!working_) return;
   const auto allows = [&](const dma_mapping& m) {

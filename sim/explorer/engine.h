@@ -246,6 +246,7 @@ class engine {
                     std::source_location where);
   std::int16_t bound(std::uint16_t lane, std::memory_order order) noexcept;
   std::uint16_t choose_store_to_read(word& w, std::memory_order order);
+  std::uint16_t choose_store_to_follow(const word& w, std::memory_order order);
   void note_read(std::uint16_t lane, std::uint16_t store, std::memory_order order);
   void publish(std::uint16_t lane, std::uint16_t store, std::memory_order order,
                std::uint16_t inherited);

@@ -252,22 +252,28 @@ void engine::publish(std::uint16_t lane, std::uint16_t store, std::memory_order 
   if (sequential(order)) raise_common(lane, store);
 }
 
-void engine::store(word& w, std::uint64_t value, std::memory_order order,
-                   std::source_location where) {
-  order = order_at(order, where, site_part::store);
-  point();
-  const location& l = touch(w, where);
+// Behind which store of the location a new one of this order comes: the last one, or an earlier one
+// that it may still be placed behind.
+std::uint16_t engine::choose_store_to_follow(const word& w, std::memory_order order) {
   const std::int16_t from = bound(w.lane, order);
-  std::array<std::uint16_t, 64> candidates{l.last};
+  std::array<std::uint16_t, 64> candidates{locations_[w.lane].last};
   unsigned n = 1;
   if (options_.store_reordering) {
-    std::uint16_t i = l.last;
+    std::uint16_t i = locations_[w.lane].last;
     while (stores_[i].time > from && n < candidates.size()) {
       i = stores_[i].before;
       if (stores_[i].time >= from && has_room_behind(stores_[i])) candidates[n++] = i;
     }
   }
-  const std::uint16_t before = candidates[pick(n, true)];
+  return candidates[pick(n, true)];
+}
+
+void engine::store(word& w, std::uint64_t value, std::memory_order order,
+                   std::source_location where) {
+  order = order_at(order, where, site_part::store);
+  point();
+  const location& l = touch(w, where);
+  const std::uint16_t before = choose_store_to_follow(w, order);
   const std::uint16_t s = new_store(value);
   stores_[s].name = event_name();
   place_behind(w.lane, before, s);
@@ -293,18 +299,8 @@ std::uint64_t engine::read_modify_write(word& w, modify f, std::uint64_t operand
                                         std::memory_order order, std::source_location where) {
   order = order_at(order, where, site_part::modify);
   point();
-  const location& l = touch(w, where);
-  const std::int16_t from = bound(w.lane, order);
-  std::array<std::uint16_t, 64> candidates{l.last};
-  unsigned n = 1;
-  if (options_.store_reordering) {
-    std::uint16_t i = l.last;
-    while (stores_[i].time > from && n < candidates.size()) {
-      i = stores_[i].before;
-      if (stores_[i].time >= from && has_room_behind(stores_[i])) candidates[n++] = i;
-    }
-  }
-  const std::uint16_t read = candidates[pick(n, true)];
+  touch(w, where);
+  const std::uint16_t read = choose_store_to_follow(w, order);
   const std::uint64_t old = stores_[read].value;
   modify_store(w.lane, read, f(old, operand), order);
   if (trace_.on()) trace_modify("modify", w, read, order, where);
