@@ -10,9 +10,7 @@ import statistics
 import subprocess
 from dataclasses import dataclass
 
-
-class Refused(Exception):
-    """One line for the user."""
+from programs import Refused
 
 
 def output(command):
@@ -23,15 +21,18 @@ def output(command):
 
 
 def fio(image, depth, seconds, ramp):
-    """A job of fio's: its own JSON, and the CPU microseconds that a read took."""
+    """What a job of fio's reads at random, and the CPU microseconds that a read takes."""
     if shutil.which("fio") is None:
         raise Refused("not installed")
     text = output(["fio", "--name=cold", f"--filename={image}", "--readonly", "--rw=randread", "--bs=4k", "--direct=1",
                    "--ioengine=io_uring", f"--iodepth={depth}", "--norandommap", "--randrepeat=0", "--time_based",
                    f"--runtime={int(seconds * 1000)}ms", f"--ramp_time={int(ramp * 1000)}ms", "--output-format=json"])
     job = json.loads(text[text.index("{"):])["jobs"][0]
+    read, percentile = job["read"], job["read"]["clat_ns"]["percentile"]
     cpu_us = (job["usr_cpu"] + job["sys_cpu"]) / 100 * job["job_runtime"] * 1000
-    return job["read"], cpu_us / max(1, job["read"]["total_ios"])
+    return {"op/s": read["iops"], "MB/s": read["bw_bytes"] / 1e6, "cpu_us": cpu_us / max(1, read["total_ios"]),
+            "p50_us": percentile["50.000000"] / 1000, "p99_us": percentile["99.000000"] / 1000,
+            "p99.9_us": percentile["99.900000"] / 1000}
 
 
 @dataclass
@@ -74,10 +75,7 @@ class DeviceBench:
     def peer(self, measure):
         if measure.peer != "fio":
             return self.ours(measure.peer)
-        read, cpu_us = fio(self.image(), measure.depth, self.seconds, 0.2)
-        percentile = read["clat_ns"]["percentile"]
-        return {"op/s": read["iops"], "MB/s": read["bw_bytes"] / 1e6, "cpu_us": cpu_us,
-                "p50_us": percentile["50.000000"] / 1000, "p99_us": percentile["99.000000"] / 1000}
+        return fio(self.image(), measure.depth, self.seconds, 0.2)
 
     def run(self, measure):
         sides = {"forebay": lambda: self.ours(measure.ours), measure.peer_name: lambda: self.peer(measure)}

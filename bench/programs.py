@@ -72,6 +72,42 @@ class Program:
             self.process.wait()
 
 
+class Programs:
+    """The programs that a part of bench/run asks: each is started when it is first needed."""
+
+    def __init__(self, build, windows, arguments=()):
+        self.build = Path(build)
+        self.cpus = two_cpus()
+        self.arguments = ["--cpus", ",".join(map(str, self.cpus)), "--windows", str(windows), *arguments]
+        self.programs = {}
+        self.about = {}  # program -> what it says it measures
+        self.refused = {}  # program -> why it does not run
+
+    def start(self, subject):
+        return Program(self.build / "bench" / subject.program, subject.package, self.arguments)
+
+    def program(self, subject, fresh=False):
+        """The running program of a subject, or one more of it, which is the caller's; Refused if there is none."""
+        name = subject.program
+        if name in self.refused:
+            raise Refused(self.refused[name])
+        try:
+            if fresh:
+                return self.start(subject)
+            if name not in self.programs:
+                self.programs[name] = self.start(subject)
+                self.about[name] = self.programs[name].ask("about")
+        except Refused as e:
+            self.refused[name] = str(e)
+            raise
+        return self.programs[name]
+
+    def close(self):
+        for program in self.programs.values():
+            program.stop()
+        self.programs.clear()
+
+
 def two_cpus():
     """Two CPUs that this process may use, on different cores if there are any."""
     allowed = sorted(os.sched_getaffinity(0))

@@ -7,9 +7,8 @@ One program for each allocator (build/release/bench/memory_NAME) is started once
 import statistics
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
-from programs import Aim, Program, Refused, Subject, cell, compare, print_aims, print_failures, table, two_cpus
+from programs import Aim, Programs, Refused, Subject, cell, compare, print_aims, print_failures, table
 
 OURS = "memory_forebay"
 
@@ -130,39 +129,13 @@ def names_in_short():
     return f"{', '.join(f.name for f in FAMILIES)} (each with -{{{patterns}}}), {', '.join(o.name for o in OVERHEADS)}"
 
 
-class MemoryBench:
+class MemoryBench(Programs):
     def __init__(self, build, rounds, windows, wanted, peers_only=False, touch=False, progress=lambda text: None):
-        self.build, self.rounds, self.progress = Path(build), rounds, progress
-        self.cpus = two_cpus()
-        self.arguments = ["--cpus", ",".join(map(str, self.cpus)), "--windows", str(windows)]
-        self.arguments += ["--touch"] if touch else []
+        super().__init__(build, windows, ["--touch"] if touch else [])
+        self.rounds, self.progress = rounds, progress
         self.wanted = wanted
         self.peers_only = peers_only
-        self.programs = {}
-        self.about = {}  # program -> what it says it measures
-        self.refused = {}  # program -> why it does not run
         self.results = []
-
-    def program(self, subject, fresh=False):
-        """The running program of a subject; Refused if there is none."""
-        name = subject.program
-        if name in self.refused:
-            raise Refused(self.refused[name])
-        try:
-            if fresh:
-                return Program(self.build / "bench" / name, subject.package, self.arguments)
-            if name not in self.programs:
-                self.programs[name] = Program(self.build / "bench" / name, subject.package, self.arguments)
-                self.about[name] = self.programs[name].ask("about")
-        except Refused as e:
-            self.refused[name] = str(e)
-            raise
-        return self.programs[name]
-
-    def close(self):
-        for program in self.programs.values():
-            program.stop()
-        self.programs.clear()
 
     def subjects(self, of):
         return [s for s in of if not (self.peers_only and s.ours)]

@@ -8,7 +8,7 @@ import statistics
 import sys
 from dataclasses import dataclass
 
-from programs import Aim, Program, Refused, Subject, cell, compare, print_aims, print_failures, table, two_cpus
+from programs import Aim, Programs, Refused, Subject, cell, compare, print_aims, print_failures, table
 
 OURS = "ring_forebay"
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -54,37 +54,18 @@ def names():
     return [f.name for f in FAMILIES]
 
 
-class RingBench:
+class RingBench(Programs):
     def __init__(self, build, rounds, windows, wanted, peers_only=False, progress=lambda text: None):
-        self.build, self.rounds, self.progress = build, rounds, progress
-        self.cpus = two_cpus()
-        self.arguments = ["--cpus", ",".join(map(str, self.cpus)), "--windows", str(windows)]
+        super().__init__(build, windows)
+        self.rounds, self.progress = rounds, progress
         self.families = [f for f in FAMILIES if wanted(f.name)]
         self.peers_only = peers_only
-        self.programs = {}
-        self.about = {}  # program -> what it says it measures
-        self.refused = {}  # program -> why it does not run
         self.results = []
 
-    def program(self, subject):
-        name = subject.program
-        if name in self.refused:
-            raise Refused(self.refused[name])
-        try:
-            if len(self.cpus) < 2:
-                raise Refused("needs two CPUs")
-            if name not in self.programs:
-                self.programs[name] = Program(self.build / "bench" / name, subject.package, self.arguments)
-                self.about[name] = self.programs[name].ask("about")
-        except Refused as e:
-            self.refused[name] = str(e)
-            raise
-        return self.programs[name]
-
-    def close(self):
-        for program in self.programs.values():
-            program.stop()
-        self.programs.clear()
+    def start(self, subject):
+        if len(self.cpus) < 2:
+            raise Refused("needs two CPUs")
+        return super().start(subject)
 
     def sample(self, family, subject, batch):
         answer = self.program(subject).ask("sample", subject.subject, family.pattern, batch)
