@@ -2,10 +2,18 @@
 // tags.
 //
 //   root ── node (shift 12) ── node (shift 6) ── node (shift 0) ── frame
+//                                     │                └─────────── 16 slots ── frames of 64 KiB
+//                                     └─ 8 slots ── frames of 2 MiB
 //
 // Slots are 32 bits: 0 is empty, the top bit set is another node (its slab handle), otherwise the
 // number of a frame plus one. That makes a node 5 cache lines, so the index costs about 5 bytes for
 // a cached page where the pages lie together.
+//
+// A large page, of 2^order frames, has all the slots that stand for its numbers: 2^(order mod 6)
+// neighbouring ones of a node that is order / 6 levels above the leaves, each with its head frame.
+// A search that meets a frame before the leaves ends there. What is said of a page by its number
+// below, may be said by any of its numbers. (Linux's XArray has sibling slots in place of the equal
+// ones.)
 //
 // lookup() takes no lock and writes nothing. It is a guess: nodes come from a type-stable slab, so
 // a reader that is overtaken by an erase walks through nodes that are empty or serve elsewhere now,
@@ -62,11 +70,12 @@ class basic_page_index {
   // The frame that is at `index`, or that was, or another one: see above. Any thread. O(log64 n).
   page* lookup(std::uint64_t index) const noexcept;
 
-  // Puts a frame at an empty place. ENOMEM when a node is needed and there is none: nothing has
-  // changed then.
+  // Puts a page where there is nothing, at none of its numbers; `index` is the first of these, a
+  // multiple of 2^order. A large page is smaller than the index. ENOMEM when a node is needed and
+  // there is none: nothing has changed then.
   result<> insert(std::uint64_t index, page& p) noexcept;
 
-  // Puts another frame at a place that is taken; its tags stay.
+  // Puts another frame of the same order at a place that is taken; its tags stay.
   void replace(std::uint64_t index, page& p) noexcept;
 
   // Empties a place that is taken, and its tags.
@@ -75,16 +84,21 @@ class basic_page_index {
   void set_tag(std::uint64_t index, page_tag tag) noexcept;
   void clear_tag(std::uint64_t index, page_tag tag) noexcept;
 
-  // The first page at or after `from` and before `end` that has the tag; its number and frame.
+  // The first page that has a number from `from` on and before `end`, and has the tag; its first
+  // number, which is before `from` where that lies inside a large page, and its frame.
   struct found {
     std::uint64_t index;
     page* frame;
+
+    // The number behind it, to go on from.
+    std::uint64_t end() const noexcept { return index + frame->frames(); }
   };
   std::optional<found> next_tagged(std::uint64_t from, std::uint64_t end,
                                    page_tag tag) const noexcept;
   // The same for any page.
   std::optional<found> next(std::uint64_t from, std::uint64_t end) const noexcept;
 
+  // Pages, large and small.
   std::uint64_t size() const noexcept { return size_; }
 
  private:
@@ -98,7 +112,14 @@ class basic_page_index {
   node* node_of(std::uint32_t entry) const noexcept {
     return static_cast<node*>(nodes_.from_handle(entry & ~node_bit));
   }
-  node* leaf_of(std::uint64_t index) const noexcept;
+  // Where a page is: the slots of `mask` in `n`.
+  struct place {
+    node* n;
+    std::uint64_t mask;
+  };
+  static std::uint64_t slots_of(std::uint64_t index, unsigned order) noexcept;
+  place place_of(std::uint64_t index) const noexcept;
+  static void store(const place& at, std::uint32_t entry) noexcept;
   node* add_node(node* parent, unsigned offset, unsigned shift) noexcept;
   void prune(node* n) noexcept;
 

@@ -40,8 +40,7 @@ auto basic_page_index<Traits>::lookup(std::uint64_t index) const noexcept -> pag
   // acquire, here and below: pairs with the release that publishes a node, which may be one that
   // the slab has just made. Frames are there from the start, and say themselves what they are.
   std::uint32_t entry = root_.load(std::memory_order_acquire);
-  for (unsigned shift = root_shift_;; shift -= bits) {
-    if ((entry & node_bit) == 0) return nullptr;
+  for (unsigned shift = root_shift_; (entry & node_bit) != 0; shift -= bits) {
     const unsigned slot = static_cast<unsigned>(index >> shift) & (fanout - 1);
     entry = node_of(entry)->slots[slot].load(std::memory_order_acquire);  // acquire: see above
     if (shift == 0) break;
@@ -50,15 +49,36 @@ auto basic_page_index<Traits>::lookup(std::uint64_t index) const noexcept -> pag
   return &arena_.frame(entry - 1);
 }
 
+// The slots of a page of this order, in the node that it is in.
 template <typename Traits>
-auto basic_page_index<Traits>::leaf_of(std::uint64_t index) const noexcept -> node* {
+std::uint64_t basic_page_index<Traits>::slots_of(std::uint64_t index, unsigned order) noexcept {
+  const unsigned shift = order / bits * bits;
+  const unsigned count = 1u << (order - shift);
+  const auto slot = static_cast<unsigned>(index >> shift) & (fanout - 1) & ~(count - 1);
+  return ((1ull << count) - 1) << slot;
+}
+
+// Null and no slots, where there is no page.
+template <typename Traits>
+auto basic_page_index<Traits>::place_of(std::uint64_t index) const noexcept -> place {
+  node* n = nullptr;
   std::uint32_t entry = root_.load(std::memory_order_relaxed);  // relaxed: under the owner's lock
-  for (unsigned shift = root_shift_;; shift -= bits) {
-    if (entry == 0) return nullptr;
-    node* n = node_of(entry);
-    if (shift == 0) return n;
+  for (unsigned shift = root_shift_; (entry & node_bit) != 0; shift -= bits) {
+    n = node_of(entry);
     const unsigned slot = static_cast<unsigned>(index >> shift) & (fanout - 1);
     entry = n->slots[slot].load(std::memory_order_relaxed);  // relaxed: under the owner's lock
+  }
+  if (entry == 0) return {nullptr, 0};
+  return {n, slots_of(index, arena_.frame(entry - 1).order)};
+}
+
+template <typename Traits>
+void basic_page_index<Traits>::store(const place& at, std::uint32_t entry) noexcept {
+  for (std::uint64_t left = at.mask; left != 0; left &= left - 1) {
+    // relaxed: see lookup; what is read of the frame is ordered by the reference taken to it, and
+    // who finds some of a large page's slots only looks again under the lock.
+    at.n->slots[static_cast<unsigned>(std::countr_zero(left))].store(entry,
+                                                                     std::memory_order_relaxed);
   }
 }
 
@@ -100,10 +120,13 @@ void basic_page_index<Traits>::prune(node* n) noexcept {
 
 template <typename Traits>
 result<> basic_page_index<Traits>::insert(std::uint64_t index, page& p) noexcept {
+  const unsigned bottom = p.order / bits * bits;
+  FOREBAY_ASSERT(bottom <= root_shift_ && (index & (p.frames() - 1)) == 0);
   std::uint32_t entry = root_.load(std::memory_order_relaxed);  // relaxed: under the owner's lock
   node* n = nullptr;
   unsigned slot = 0;
   for (unsigned shift = root_shift_;; shift -= bits) {
+    FOREBAY_ASSERT(entry == 0 || (entry & node_bit) != 0);
     node* below = entry != 0 ? node_of(entry) : add_node(n, slot, shift);
     if (below == nullptr) {
       prune(n);
@@ -112,56 +135,51 @@ result<> basic_page_index<Traits>::insert(std::uint64_t index, page& p) noexcept
     n = below;
     slot = static_cast<unsigned>(index >> shift) & (fanout - 1);
     entry = n->slots[slot].load(std::memory_order_relaxed);  // relaxed: under the owner's lock
-    if (shift == 0) break;
+    if (shift == bottom) break;
   }
-  FOREBAY_ASSERT(entry == 0);
-  // relaxed: see lookup; what is read of the frame is ordered by the reference taken to it.
-  n->slots[slot].store(arena_.frame_of(p) + 1, std::memory_order_relaxed);
-  n->occupied |= 1ull << slot;
+  const place at{n, slots_of(index, p.order)};
+  FOREBAY_ASSERT((n->occupied & at.mask) == 0);
+  store(at, arena_.frame_of(p) + 1);
+  n->occupied |= at.mask;
   ++size_;
   return {};
 }
 
 template <typename Traits>
 void basic_page_index<Traits>::replace(std::uint64_t index, page& p) noexcept {
-  const auto slot = static_cast<unsigned>(index) & (fanout - 1);
-  // relaxed: as in insert
-  leaf_of(index)->slots[slot].store(arena_.frame_of(p) + 1, std::memory_order_relaxed);
+  store(place_of(index), arena_.frame_of(p) + 1);
 }
 
 template <typename Traits>
 void basic_page_index<Traits>::erase(std::uint64_t index) noexcept {
   clear_tag(index, page_tag::dirty);
   clear_tag(index, page_tag::writeback);
-  node* n = leaf_of(index);
-  const auto slot = static_cast<unsigned>(index) & (fanout - 1);
-  n->slots[slot].store(0, std::memory_order_relaxed);  // relaxed: a reader checks the frame itself
-  n->occupied &= ~(1ull << slot);
+  const place at = place_of(index);
+  store(at, 0);
+  at.n->occupied &= ~at.mask;
   --size_;
-  prune(n);
+  prune(at.n);
 }
 
 template <typename Traits>
 void basic_page_index<Traits>::set_tag(std::uint64_t index, page_tag tag) noexcept {
-  auto slot = static_cast<unsigned>(index) & (fanout - 1);
-  for (node* n = leaf_of(index); n != nullptr; n = n->parent) {
-    std::uint64_t& word = n->tags[static_cast<unsigned>(tag)];
+  for (place at = place_of(index); at.n != nullptr;) {
+    std::uint64_t& word = at.n->tags[static_cast<unsigned>(tag)];
     const bool seen_above = word != 0;
-    word |= 1ull << slot;
+    word |= at.mask;
     if (seen_above) return;
-    slot = n->offset;
+    at = {at.n->parent, 1ull << at.n->offset};
   }
 }
 
 template <typename Traits>
 void basic_page_index<Traits>::clear_tag(std::uint64_t index, page_tag tag) noexcept {
-  auto slot = static_cast<unsigned>(index) & (fanout - 1);
-  for (node* n = leaf_of(index); n != nullptr; n = n->parent) {
-    std::uint64_t& word = n->tags[static_cast<unsigned>(tag)];
-    if ((word & (1ull << slot)) == 0) return;  // and so nothing of it above
-    word &= ~(1ull << slot);
+  for (place at = place_of(index); at.n != nullptr;) {
+    std::uint64_t& word = at.n->tags[static_cast<unsigned>(tag)];
+    if ((word & at.mask) == 0) return;  // and so nothing of it above
+    word &= ~at.mask;
     if (word != 0) return;
-    slot = n->offset;
+    at = {at.n->parent, 1ull << at.n->offset};
   }
 }
 
@@ -193,7 +211,9 @@ auto basic_page_index<Traits>::search(std::uint64_t from, std::uint64_t end,
       if (from >= end) return std::nullopt;
       // relaxed: under the owner's lock.
       entry = n->slots[slot + skip].load(std::memory_order_relaxed);
-      if (shift == 0) return found{from, &arena_.frame(entry - 1)};
+      if ((entry & node_bit) != 0) continue;
+      page& p = arena_.frame(entry - 1);
+      return found{from & ~std::uint64_t{p.frames() - 1}, &p};
     }
   }
   return std::nullopt;

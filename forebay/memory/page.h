@@ -17,9 +17,14 @@
 // A frame whose memory is with the operating system (offline, or not yet taken from it) has a count
 // of zero as well, and so refuses too.
 //
+// A large page is a block of 2^order frames in an index: the head frame carries all of the state
+// above for the whole block, and its number there is a multiple of 2^order. The frames behind the
+// head have a count of zero and no owner; their private_data is the page's (cache/page_parts.h).
+//
 // Guards: refs, flags, owner, index and private_data are atomics; `link` belongs to the lock of the
 // list it is on (arena when free, the page cache's list lock when cached); `order` is set by the
-// arena while the block is free.
+// arena while the block is free, and holds still while somebody has a reference: who has found the
+// owner that he looked for may read it.
 #pragma once
 
 #include <atomic>
@@ -54,6 +59,22 @@ enum page_flag : std::uint32_t {
   page_offline = 1u << 12,    // its memory has been given back to the operating system
 };
 
+// log2 of a block's frames. Atomic, so that who only guesses may look; what orders it is the owner
+// that is read before it, or the lock of the list that the block is on.
+template <AtomicsPolicy Atomics>
+class basic_page_order {
+ public:
+  // relaxed, both: see above.
+  operator std::uint8_t() const noexcept { return value_.load(std::memory_order_relaxed); }
+  basic_page_order& operator=(std::uint8_t order) noexcept {
+    value_.store(order, std::memory_order_relaxed);  // relaxed: see above
+    return *this;
+  }
+
+ private:
+  typename Atomics::template atomic<std::uint8_t> value_{0};
+};
+
 template <AtomicsPolicy Atomics = real_atomics>
 struct alignas(64) basic_page {
   template <typename T>
@@ -65,11 +86,16 @@ struct alignas(64) basic_page {
   atomic<std::uint64_t> index{0};       // its number there, in pages
   atomic<void*> private_data{nullptr};  // of the owner
   list_node link;
-  arena* home = nullptr;   // set once when the arena is made
-  std::uint8_t order = 0;  // log2 of the frames in the block that this frame heads
+  arena* home = nullptr;            // set once when the arena is made
+  basic_page_order<Atomics> order;  // of the block that this frame heads
 
-  // The frame's 4 KiB.
+  // The page's bytes() of memory; of a frame behind a head, its own 4 KiB.
   std::byte* data() const noexcept;
+
+  // Of the block that this frame heads: 1 and 4096 but for large pages.
+  std::uint32_t frames() const noexcept { return 1u << order; }
+  std::size_t bytes() const noexcept { return page_bytes << order; }
+  bool is_large() const noexcept { return order != 0; }
 
   // acquire: who sees a flag sees what was written before it was set (the data, for uptodate).
   bool test(std::uint32_t mask) const noexcept {
@@ -86,7 +112,8 @@ struct alignas(64) basic_page {
     return flags.fetch_and(~mask, std::memory_order_acq_rel);
   }
 
-  // Makes it the page `number` of `new_owner`: by who may, having the only reference or all frozen.
+  // Makes it the page `number` of `new_owner`, and the numbers behind it if it is a large one: by
+  // who may, having the only reference or all frozen.
   void set_identity(void* new_owner, std::uint64_t number) noexcept {
     index.store(number, std::memory_order_relaxed);     // relaxed: published with the owner
     owner.store(new_owner, std::memory_order_release);  // release: pairs with is_owned_by
@@ -94,10 +121,11 @@ struct alignas(64) basic_page {
   bool is_owned_by(const void* who) const noexcept {
     return owner.load(std::memory_order_acquire) == who;  // acquire: pairs with set_identity
   }
-  // Whether it is the page `number` of `who`: for good, as long as the caller's reference lasts.
+  // Whether it is the page `number` of `who`, or one of more numbers of which that is one: for
+  // good, as long as the caller's reference lasts.
   bool is_page_of(const void* who, std::uint64_t number) const noexcept {
     // relaxed: is_owned_by() has acquired.
-    return is_owned_by(who) && index.load(std::memory_order_relaxed) == number;
+    return is_owned_by(who) && (index.load(std::memory_order_relaxed) ^ number) >> order == 0;
   }
 };
 

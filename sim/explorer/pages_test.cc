@@ -1,7 +1,8 @@
 // The page cache's lookup in the explorer: the index that is read without a lock (forebay/cache/
 // page_index.h), the frame that is pinned on a guess (memory/page.h), and its lock bit
-// (page_wait.h). A tree of nodes with two slots, whose nodes and frames are used again while a
-// reader is on its way.
+// (page_wait.h). A tree of nodes with two or four slots, whose nodes and frames are used again
+// while a reader is on its way. Large pages are of two frames: one slot above the leaves, or two in
+// a leaf.
 #include <array>
 #include <new>
 #include <utility>
@@ -29,23 +30,27 @@ struct frames {
   }
 };
 
+template <unsigned Bits>
 struct nodes;
 
+template <unsigned Bits>
 struct small_tree {
   using atomics = model_atomics;
-  using node_memory = nodes;
+  using node_memory = nodes<Bits>;
   using frame_memory = frames;
   using frame = model_frame;
-  static constexpr unsigned bits = 1;
+  static constexpr unsigned bits = Bits;
 };
 
-using small_index = basic_page_index<small_tree>;
+template <unsigned Bits>
+using small_index = basic_page_index<small_tree<Bits>>;
 
 // A type-stable cache: a node is made when it first goes out, and stays one; the last one given
 // back is the next to go out.
+template <unsigned Bits>
 struct nodes {
   static constexpr std::uint32_t count = 5;
-  using node = small_index::node;
+  using node = typename small_index<Bits>::node;
   alignas(node) std::array<std::byte, count * sizeof(node)> memory;
   std::array<std::uint32_t, count> given_back{4, 3, 2, 1, 0};
   std::uint32_t free_count = count;
@@ -78,26 +83,33 @@ class pin {
   pin(pin&& other) noexcept : frame_(std::exchange(other.frame_, nullptr)) {}
   pin& operator=(pin&&) = delete;
   ~pin() {
-    if (frame_ != nullptr && frame_->refs.put()) frame_->data.set(-1);  // freed: anybody's
+    if (frame_ != nullptr && frame_->refs.put()) freed(*frame_);
   }
   explicit operator bool() const { return frame_ != nullptr; }
   model_frame* operator->() const { return frame_; }
+
+  // From now on the block is anybody's.
+  static void freed(model_frame& f) {
+    for (std::uint32_t i = 0; i < f.frames(); ++i) (&f)[i].data.set(-1);
+  }
 
  private:
   model_frame* frame_ = nullptr;
 };
 
-// An address space of four pages, as address_space.cc has it.
-struct space {
+// An address space of four pages of 4 KiB, as address_space.cc has it.
+template <unsigned Bits>
+struct space_over {
   static constexpr std::uint64_t pages = 4;
   frames memory;
-  nodes cache;
-  small_index index{cache, memory, pages};
+  nodes<Bits> cache;
+  small_index<Bits> index{cache, memory, pages};
   model_mutex lock;
 
-  // A frame, which nobody has, becomes page `n` and is filled.
-  void add(std::uint64_t n, std::uint32_t of) {
+  // A block of frames, which nobody has, becomes page `n` and is filled.
+  void add(std::uint64_t n, std::uint32_t of, std::uint8_t order = 0) {
     model_frame& f = memory.frame(of);
+    f.order = order;
     f.flags.store(0, std::memory_order_relaxed);  // relaxed: refs.set() publishes
     f.refs.set(1);                                // as the arena
     {
@@ -108,7 +120,9 @@ struct space {
       f.set(page_locked);
       f.set_identity(this, n);
     }
-    f.data.set(static_cast<int>(n) + 1);
+    for (std::uint32_t i = 0; i < f.frames(); ++i) {
+      memory.frame(of + i).data.set(static_cast<int>(n + i) + 1);
+    }
     f.set(page_uptodate);
     f.clear(page_locked);
     check(!f.refs.put());  // the index keeps its own
@@ -127,7 +141,7 @@ struct space {
       index.erase(n);
       f->owner.store(nullptr, std::memory_order_relaxed);  // relaxed: nobody can take a reference
     }
-    f->data.set(-1);
+    pin::freed(*f);
     return true;
   }
   // Without the lock.
@@ -136,16 +150,21 @@ struct space {
     if (f == nullptr) return;
     const pin p = pin_if_page_of<pin>(*f, this, n);
     if (!p || !p->test(page_uptodate)) return;
-    check(p->data.get() == static_cast<int>(n) + 1, "another page's data");
+    // relaxed: held by the pin.
+    const std::uint64_t part = n - p->index.load(std::memory_order_relaxed);
+    check(part < p->frames(), "a page that does not reach there");
+    check((p.operator->() + part)->data.get() == static_cast<int>(n) + 1, "another page's data");
   }
   void clear() {
     for (std::uint64_t n = 0; n < pages; ++n) {
       const model_scoped_lock hold(lock);
       if (index.lookup(n) != nullptr) index.erase(n);
     }
-    check(index.size() == 0 && cache.free_count == nodes::count, "nodes were lost");
+    check(index.size() == 0 && cache.free_count == nodes<Bits>::count, "nodes were lost");
   }
 };
+
+using space = space_over<1>;
 
 // A page comes while another thread looks for it.
 struct page_comes : space {
@@ -233,6 +252,65 @@ struct frame_is_moved : space {
   void finish() { clear(); }
 };
 
+// A large page comes while another thread looks for its parts.
+template <unsigned Bits>
+struct large_page_comes : space_over<Bits> {
+  static constexpr unsigned threads = 2;
+  static constexpr options bounds{.preemptions = 3};
+
+  void run(unsigned thread) {
+    if (thread == 0) {
+      this->add(2, 0, 1);
+    } else {
+      this->read(3);
+      this->read(2);
+    }
+  }
+  void finish() { this->clear(); }
+};
+
+// A large page goes, and a frame behind its head serves one of its numbers.
+template <unsigned Bits>
+struct large_page_goes : space_over<Bits> {
+  static constexpr unsigned threads = 2;
+  static constexpr options bounds{.preemptions = 2};
+
+  large_page_goes() { this->add(2, 0, 1); }
+  void run(unsigned thread) {
+    if (thread == 0) {
+      if (!this->evict(2)) return;
+      this->add(3, 0);
+      this->add(2, 1);
+    } else {
+      this->read(3);
+      this->read(2);
+    }
+  }
+  void finish() { this->clear(); }
+};
+
+// Two pages go, and their frames become one large page somewhere else.
+template <unsigned Bits>
+struct frames_become_a_large_page : space_over<Bits> {
+  static constexpr unsigned threads = 2;
+  static constexpr options bounds{.preemptions = 2};
+
+  frames_become_a_large_page() {
+    this->add(2, 1);
+    this->add(1, 0);
+  }
+  void run(unsigned thread) {
+    if (thread == 0) {
+      if (this->evict(1) && this->evict(2)) this->add(2, 0, 1);
+    } else {
+      this->read(2);
+      this->read(3);
+      this->read(1);
+    }
+  }
+  void finish() { this->clear(); }
+};
+
 // --- the lock of a page, and its waiters ---
 
 struct page_state : basic_page<model_atomics> {};
@@ -289,6 +367,15 @@ TEST(explored_pages, lookups_and_bits) {
   expect_explored_and_needed<page_lock<2>, page_is_filled, page_comes, frame_is_moved,
                              frame_is_used_again, frames_change_places>(
       {"cache/page_index_code.h", "memory/page.h"});
+}
+
+TEST(explored_pages, large_pages) {
+  expect_explored<large_page_comes<1>>();
+  expect_explored<large_page_comes<2>>();
+  expect_explored<large_page_goes<1>>();
+  expect_explored<large_page_goes<2>>();
+  expect_explored<frames_become_a_large_page<1>>();
+  expect_explored<frames_become_a_large_page<2>>();
 }
 
 TEST(explored_pages, page_lock_of_three) { expect_explored<page_lock<3>>(); }
