@@ -40,7 +40,7 @@ if(sources)
 endif()
 
 file(GLOB sources CONFIGURE_DEPENDS tools/forebay/*_test.cc)
-if(sources AND FOREBAY_BUILD_TOOLS)
+if(sources AND FOREBAY_BUILD_TOOLS AND NOT FOREBAY_SANITIZE)
   forebay_test_program(tools SOURCES ${sources} LIBS ${tool_library})
 endif()
 
@@ -78,7 +78,9 @@ set(sanitizer_environment
 if(FOREBAY_TEST_BUILDS)
   foreach(tree IN ITEMS asan tsan)
     set(tree_dir "${PROJECT_SOURCE_DIR}/build/${tree}")
-    foreach(name IN LISTS test_programs)
+    set(tree_programs ${test_programs})
+    list(REMOVE_ITEM tree_programs tools)  # they build no program
+    foreach(name IN LISTS tree_programs)
       add_test(NAME ${tree}.${name} COMMAND "${tree_dir}/forebay_${name}_test" --gtest_brief=1)
       set_tests_properties(${tree}.${name} PROPERTIES
         TIMEOUT 300 LABELS ${tree}
@@ -142,6 +144,6 @@ forebay_house_test(headers
   "${CMAKE_COMMAND}" --build "${PROJECT_BINARY_DIR}" -j 2 --target forebay_verify_interface_header_sets)
 set_tests_properties(house.headers PROPERTIES PROCESSORS 2)
 if(FOREBAY_TEST_BUILDS)
-  forebay_house_test(tidy "${PROJECT_SOURCE_DIR}/scripts/tidy" --jobs 2)
+  forebay_house_test(tidy "${PROJECT_SOURCE_DIR}/scripts/tidy" --jobs 2 --recent)
   set_tests_properties(house.tidy PROPERTIES PROCESSORS 2)
 endif()

@@ -45,6 +45,16 @@ if(tool_main_sources)
     RUNTIME_OUTPUT_DIRECTORY "${PROJECT_BINARY_DIR}")
 endif()
 
+# The sanitizer trees are there for the library: the program is compiled for them only on demand (and for scripts/tidy,
+# which reads how it would be).
+if(FOREBAY_SANITIZE)
+  foreach(target IN ITEMS forebay_tool_lib forebay_tool)
+    if(TARGET ${target})
+      set_target_properties(${target} PROPERTIES EXCLUDE_FROM_ALL ON)
+    endif()
+  endforeach()
+endif()
+
 # What `make` builds: the library, and the program once there is one.
 add_custom_target(program DEPENDS forebay)
 if(TARGET forebay_tool)
