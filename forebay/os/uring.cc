@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <bit>
 
 namespace forebay {
@@ -86,8 +87,9 @@ uring::~uring() = default;
 result<uring> uring::create(unsigned entries) {
   // Newest set of flags first: what an older kernel does not know it answers with EINVAL.
   constexpr std::array<unsigned, 3> attempts = {
-      IORING_SETUP_SUBMIT_ALL | IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN,
-      IORING_SETUP_SUBMIT_ALL | IORING_SETUP_COOP_TASKRUN,
+      IORING_SETUP_SUBMIT_ALL | IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN |
+          IORING_SETUP_TASKRUN_FLAG,
+      IORING_SETUP_SUBMIT_ALL | IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG,
       0,
   };
   entries = std::bit_ceil(std::max(entries, 8u));
@@ -140,6 +142,13 @@ std::size_t uring::pop(std::span<uring_completion> out) noexcept {
   for (unsigned i = 0; i < n; ++i) out[i] = {entries[i]->user_data, entries[i]->res};
   io_uring_cq_advance(ring_.get(), n);
   return n;
+}
+
+bool uring::pending() const noexcept {
+  const std::atomic_ref<unsigned> flags(*ring_->sq.kflags);
+  // relaxed: a hint; what it is about is read after a system call, or an acquire of liburing's.
+  return (flags.load(std::memory_order_relaxed) & IORING_SQ_TASKRUN) != 0 ||
+         io_uring_cq_ready(ring_.get()) != 0;
 }
 
 unsigned uring::queued() const noexcept { return io_uring_sq_ready(ring_.get()); }

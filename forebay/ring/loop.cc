@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <new>
 
+#include "forebay/base/spin.h"
+
 namespace forebay {
 
 result<std::unique_ptr<loop>> loop::create(unsigned entries) {
@@ -80,7 +82,29 @@ void loop::sleep() noexcept {
   std::uint64_t limit_ns = busy() ? 0 : until_next_timer_ns();
   const unsigned completions = limit_ns == 0 ? 1 : coalesce();
   if (completions > 1) limit_ns = std::min(limit_ns, coalesce_limit_ns);
-  if (auto r = queue_.ring_doorbell(limit_ns, completions); !r) {
+  // Who waits for several has no hurry.
+  if (limit_ns != 0 && completions == 1 && busy_poll_.wanted()) {
+    const bool found = poll(limit_ns);
+    busy_poll_.found(found);
+    if (found) limit_ns = 0;
+  }
+  ring_doorbell(limit_ns, completions);
+}
+
+// Hands over what is queued and looks for completions, no longer than so; whether there are any.
+bool loop::poll(std::uint64_t limit_ns) noexcept {
+  constexpr unsigned looks_a_time = 8;  // reading the clock takes as long as a few looks
+  if (queue_.queued() != 0) ring_doorbell(0, 1);
+  const std::uint64_t end = monotonic_clock::in_ns(std::min(limit_ns, busy_poll_.length_ns()));
+  for (unsigned looks = 1; !queue_.pending(); ++looks) {
+    if (looks % looks_a_time == 0 && monotonic_clock::now_ns() >= end) return false;
+    cpu_relax();
+  }
+  return true;
+}
+
+void loop::ring_doorbell(std::uint64_t timeout_ns, unsigned completions) noexcept {
+  if (auto r = queue_.ring_doorbell(timeout_ns, completions); !r) {
     // The ring itself is broken (never seen; a kernel out of memory would be EAGAIN): nothing can
     // go on without it.
     FOREBAY_ASSERT(!"io_uring_enter failed");

@@ -11,6 +11,7 @@
 
 #include "forebay/dma/ownership.h"
 #include "forebay/os/fd.h"
+#include "forebay/ring/busy_poll.h"
 #include "forebay/ring/executor.h"
 #include "forebay/ring/task.h"
 #include "forebay/ring/uring_queue_pair.h"
@@ -36,6 +37,12 @@ class loop final : public executor {
   // of sockets. Of the loop's thread.
   uring_domain& registered() noexcept { return queue_.registered(); }
   identity_domain& plain() noexcept { return queue_.plain(); }
+
+  // Before run(): for so long the loop looks for completions before it sleeps, as far as that turns
+  // out to be of use; at first not at all.
+  void set_busy_poll(std::uint64_t length_ns) noexcept { busy_poll_ = busy_poll(length_ns); }
+  // Of the loop's thread.
+  const busy_poll& polls() const noexcept { return busy_poll_; }
 
   // Runs until stop(). Operations that are in flight then are left to the ring's destruction.
   void run() noexcept;
@@ -87,6 +94,8 @@ class loop final : public executor {
   loop(uring ring, unique_fd wakeup) noexcept;
 
   void sleep() noexcept;
+  bool poll(std::uint64_t limit_ns) noexcept;
+  void ring_doorbell(std::uint64_t timeout_ns, unsigned completions) noexcept;
   unsigned coalesce() noexcept;
   void wake() noexcept override;
   void listen_for_wakeups() noexcept;
@@ -100,6 +109,7 @@ class loop final : public executor {
   unsigned ended_ = 0;                   // of them, since measured_ns_
   std::uint64_t measured_ns_ = 0;        // when the pace was last looked at
   std::uint64_t pace_ns_ = coalesce_ns;  // from the end of one to that of the next, of late
+  busy_poll busy_poll_;
   completion woken_;
   completion cancelled_;  // of every cancel request; never queued
   std::atomic<bool> stopping_{false};

@@ -311,6 +311,77 @@ TEST(Loop, TimersFireInOrderAndNotEarly) {
   EXPECT_EQ(order, (std::vector{1, 2, 3}));
 }
 
+TEST(BusyPoll, EachLookInVainDoublesTheWaitsUntilTheNextAndASuccessHalvesThem) {
+  busy_poll none;
+  EXPECT_FALSE(none.wanted());
+  busy_poll p(1000);
+  const auto waits_until_wanted = [&p] {
+    unsigned waits = 0;
+    while (!p.wanted()) ++waits;
+    return waits;
+  };
+  EXPECT_EQ(waits_until_wanted(), 0u);
+  for (unsigned expected : {1u, 3u, 7u, 15u}) {
+    p.found(false);
+    EXPECT_EQ(waits_until_wanted(), expected);
+  }
+  p.found(true);
+  EXPECT_EQ(waits_until_wanted(), 7u);
+  for (unsigned i = 0; i < 20; ++i) p.found(false);
+  EXPECT_EQ(waits_until_wanted(), busy_poll::pause_max);
+  for (unsigned i = 0; i < 10; ++i) p.found(true);
+  EXPECT_EQ(waits_until_wanted(), 0u);
+  EXPECT_EQ(p.looks(), 35u);
+  EXPECT_EQ(p.successes(), 11u);
+}
+
+TEST(Loop, LooksForCompletionsAndNoLongerThanToItsNextTimer) {
+  auto made = loop::create();
+  ASSERT_TRUE(made.has_value());
+  loop& l = **made;
+  l.set_busy_poll(60'000'000'000);
+  std::thread poster;
+  std::uint64_t slept_ns = 0;
+  call stop([&] { l.stop(); });
+  timer t;
+  call expired([&] {
+    slept_ns = monotonic_clock::now_ns() - slept_ns;
+    poster = std::thread([&] { l.post(stop); });
+  });
+  t.done = &expired;
+  call begin([&] {
+    slept_ns = monotonic_clock::now_ns();
+    t.deadline_ns = slept_ns + 2'000'000;
+    l.start(t);
+  });
+  l.post(begin);
+  l.run();
+  poster.join();
+  // Neither the timer nor the post waited for the end of the look.
+  EXPECT_LT(slept_ns, 30'000'000'000u);
+  EXPECT_GE(l.polls().looks(), 2u);
+  EXPECT_GE(l.polls().successes(), 1u);
+}
+
+TEST(Loop, AnIdleOneSoonSleepsAtOnce) {
+  auto made = loop::create();
+  ASSERT_TRUE(made.has_value());
+  loop& l = **made;
+  l.set_busy_poll(1000);
+  constexpr unsigned waits = 200;
+  unsigned ticks = 0;
+  timer t;
+  call tick([&] {
+    if (++ticks == waits) return l.stop();
+    t.deadline_ns = monotonic_clock::in_ns(200'000);
+    l.start(t);
+  });
+  t.done = &tick;
+  l.post(tick);
+  l.run();
+  EXPECT_LE(l.polls().looks(), 16u);
+}
+
 TEST(Loop, IoGoesOnBesideWorkThatNeverRunsDry) {
   loop_thread l;
   bool done = false;

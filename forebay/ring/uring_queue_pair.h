@@ -61,6 +61,9 @@ class uring_queue_pair {
   // The next ended operation, null when there is none for now.
   completion* reap() noexcept;
 
+  // Whether there is something to reap, perhaps only after ring_doorbell(0). No system call.
+  bool pending() const noexcept { return reaped_next_ != reaped_count_ || ring_.pending(); }
+
   // Submitted and not yet reaped.
   std::uint32_t in_flight() const noexcept { return in_flight_; }
 

@@ -40,6 +40,8 @@ struct server_options {
   std::optional<page_backing> largest_pages = std::nullopt;
   int numa_node = any_numa_node;
   bool pin = false;
+  // For so long a loop looks for work before it sleeps, while that is of use (ring/busy_poll.h).
+  std::uint64_t busy_poll_ns = 20'000;
 };
 
 class server final : public connection_host {

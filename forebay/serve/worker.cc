@@ -71,6 +71,7 @@ void server::worker::thread_main(std::promise<std::error_code>* ready, arena* me
   }
   loop_ = std::move(*made);
   loop_->set_frames(&server_.memory());
+  loop_->set_busy_poll(server_.options_.busy_poll_ns);
   const auto registered = loop_->registered().add(*memory);
   *unregistered = registered ? loop_->registered().shortfall(*memory) : registered.error();
   if (!fds.empty()) {

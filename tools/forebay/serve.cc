@@ -31,6 +31,7 @@ struct serve_options {
   std::string huge_pages;
   int numa_node = any_numa_node;
   bool pin = false;
+  unsigned spin_us = 20;
 };
 
 constexpr std::uint64_t default_cache_bytes = 1ull << 30;
@@ -285,6 +286,7 @@ int serve(const serve_options& o) {
   if (o.huge_pages == "2M") so.largest_pages = page_backing::huge_reserved;
   so.numa_node = o.numa_node;
   so.pin = o.pin;
+  so.busy_poll_ns = std::uint64_t{o.spin_us} * 1000;
   auto made = server::create(so);
   if (!made) {
     return complain(fmt::format("cannot set up a cache of {}: {}", human_bytes(cache_bytes),
@@ -350,6 +352,9 @@ void add_serve(CLI::App& app, action& chosen) {
       ->check(CLI::IsMember({"1G", "2M", "no"}));
   c->add_option("--numa-node", o->numa_node, "Where the memory is to lie (anywhere)")
       ->type_name("NODE");
+  c->add_option("--spin", o->spin_us, "How long to look for work before sleeping (20)")
+      ->type_name("MICROSECONDS")
+      ->check(CLI::Range(0u, 1000u));
   c->add_flag("--pin", o->pin, "Keep the cache from being swapped out");
   c->footer(
       "Ctrl-C answers what is under way, writes everything back and leaves; a second one leaves "
