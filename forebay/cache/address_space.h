@@ -27,6 +27,7 @@
 #pragma once
 
 #include <algorithm>
+#include <optional>
 #include <span>
 
 #include "forebay/cache/bio_batch.h"
@@ -59,11 +60,13 @@ class address_space {
 
   // ---- Reading ----
 
-  // Pins the pages of [offset, offset + length) if all are there and valid; `out` has room for
-  // them. Takes no lock.
-  bool try_pin(std::uint64_t offset, std::size_t length, std::span<page_ref> out) noexcept;
+  // Pins the pages of [offset, offset + length) if all are there and valid, and returns how many:
+  // each once, in order, so fewer than one for 4 KiB where there are large ones (page::bytes(),
+  // page::offset_bytes()). `out` has room for one for each 4 KiB. Takes no lock.
+  std::optional<std::size_t> try_pin(std::uint64_t offset, std::size_t length,
+                                     std::span<page_ref> out) noexcept;
 
-  // Pins them in order, reading what is missing, and returns how many: all of them, or at least one
+  // Pins them likewise, reading what is missing, and returns how many: all of them, or at least one
   // when out or memory is short. Only the blocks that the range touches are read. Error: the
   // device's.
   task<std::size_t> pin(std::uint64_t offset, std::size_t length, std::span<page_ref> out);

@@ -58,39 +58,43 @@ class address_space::frame_supply {
 
 namespace {
 
-// The bytes [from, to) of page `index` that a range of the device touches.
+// The bytes [from, to) of a page that a range of the device touches.
 struct page_part {
   std::size_t from;
   std::size_t to;
 };
 
-page_part part_of(std::uint64_t index, std::uint64_t offset, std::uint64_t end) noexcept {
-  const std::uint64_t start = index << page_shift;
+page_part part_of(const page& p, std::uint64_t offset, std::uint64_t end) noexcept {
+  const std::uint64_t start = p.offset_bytes();
   return {static_cast<std::size_t>(std::max(offset, start) - start),
-          static_cast<std::size_t>(std::min<std::uint64_t>(end - start, page_bytes))};
+          static_cast<std::size_t>(std::min<std::uint64_t>(end - start, p.bytes()))};
 }
 
 }  // namespace
 
-bool address_space::try_pin(std::uint64_t offset, std::size_t length,
-                            std::span<page_ref> out) noexcept {
-  if (length == 0) return true;
+std::optional<std::size_t> address_space::try_pin(std::uint64_t offset, std::size_t length,
+                                                  std::span<page_ref> out) noexcept {
+  if (length == 0) return 0;
   const std::uint64_t end = offset + length;
-  const std::uint64_t first = page_of(offset);
-  const std::uint64_t last = page_of(end - 1);
-  for (std::uint64_t index = first; index <= last; ++index) {
-    page_ref p = find(index);
-    const auto [from, to] = part_of(index, offset, end);
-    if (!p || !is_uptodate(*p, from, to)) {
-      for (std::uint64_t i = first; i < index; ++i) out[i - first].reset();
-      return false;
+  std::size_t n = 0;
+  for (std::uint64_t at = offset; at < end; ++n) {
+    page_ref p = find(page_of(at));
+    bool good = false;
+    if (p) {
+      const auto [from, to] = part_of(*p, offset, end);
+      good = is_uptodate(*p, from, to);
+    }
+    if (!good) {
+      for (page_ref& pinned : out.first(n)) pinned.reset();
+      return std::nullopt;
     }
     // Written only when it changes something: a hot page's line stays shared.
     if (!p->test(page_referenced)) p->set(page_referenced);
-    out[index - first] = std::move(p);
+    at = p->end_bytes();
+    out[n] = std::move(p);
   }
-  cache_.count().hits.add(static_cast<std::int64_t>(last - first + 1));
-  return true;
+  cache_.count().hits.add(static_cast<std::int64_t>(page_of(end - 1) - page_of(offset) + 1));
+  return n;
 }
 
 // Fills a stretch of a locked page from a hole of the device without reading; true if all of it is
@@ -135,7 +139,7 @@ task<std::size_t> address_space::add_missing(std::uint64_t offset, std::size_t l
     ++added;
     page& p = *frame;
     out[n++] = page_ref::adopt(p);
-    page_part part = part_of(index, offset, end);
+    page_part part = part_of(p, offset, end);
     const std::size_t valid = valid_bytes(index);
     part.from = round_down(part.from, block_bytes_);
     part.to = std::min(round_up(part.to, block_bytes_), valid);
@@ -185,8 +189,8 @@ task<std::size_t> address_space::pin(std::uint64_t offset, std::size_t length,
     if (batch.error() != 0) error = {-batch.error(), std::generic_category()};
     // What others are filling, or had filled in other blocks only.
     for (std::size_t i = 0; i < n && !error; ++i) {
-      const auto [from, to] = part_of(first + i, offset, end);
       page& p = *out[i];
+      const auto [from, to] = part_of(p, offset, end);
       if (!is_uptodate(p, from, to)) {
         // Found, but not of use as it was.
         cache_.count().hits.add(-1);
@@ -267,17 +271,17 @@ task<> address_space::read(std::uint64_t offset, std::span<std::byte> out) {
     const std::size_t first_part = page_bytes - offset % page_bytes;
     const std::size_t want = std::min(out.size(), first_part + (pins.size() - 1) * page_bytes);
     const std::size_t pages = page_of(offset + want - 1) - page_of(offset) + 1;
-    std::size_t n = pages;
-    if (!try_pin(offset, want, pins)) {
+    std::optional<std::size_t> n = try_pin(offset, want, pins);
+    if (!n) {
       const result<std::size_t> pinned = co_await pin(offset, want, {pins.data(), pages});
       if (!pinned) co_return fail(pinned.error());
       n = *pinned;
     }
-    for (std::size_t i = 0; i < n; ++i) {
-      const std::size_t from = offset % page_bytes;
-      const std::size_t bytes = std::min(out.size(), page_bytes - from);
-      std::memcpy(out.data(), pins[i]->data() + from, bytes);
-      pins[i].reset();
+    for (page_ref& p : std::span(pins).first(*n)) {
+      const std::size_t from = offset - p->offset_bytes();
+      const std::size_t bytes = std::min(out.size(), p->bytes() - from);
+      std::memcpy(out.data(), p->data() + from, bytes);
+      p.reset();
       out = out.subspan(bytes);
       offset += bytes;
     }
@@ -293,8 +297,8 @@ task<> address_space::prefetch(std::uint64_t offset, std::uint64_t length) {
         std::min<std::uint64_t>(end - offset, pins.size() * page_bytes - offset % page_bytes);
     const result<std::size_t> pinned = co_await pin(offset, want, pins);
     if (!pinned) co_return fail(pinned.error());
+    offset = pins[*pinned - 1]->end_bytes();
     for (page_ref& p : pins) p.reset();
-    offset = round_down(offset, std::uint64_t{page_bytes}) + *pinned * page_bytes;
   }
   co_return result<>{};
 }

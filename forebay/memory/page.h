@@ -97,6 +97,13 @@ struct alignas(64) basic_page {
   std::size_t bytes() const noexcept { return page_bytes << order; }
   bool is_large() const noexcept { return order != 0; }
 
+  // Where a page begins and ends in the object that it is a page of, in bytes. The caller has a
+  // reference.
+  std::uint64_t offset_bytes() const noexcept {
+    return index.load(std::memory_order_relaxed) << page_shift;  // relaxed: held by the reference
+  }
+  std::uint64_t end_bytes() const noexcept { return offset_bytes() + bytes(); }
+
   // acquire: who sees a flag sees what was written before it was set (the data, for uptodate).
   bool test(std::uint32_t mask) const noexcept {
     return (flags.load(std::memory_order_acquire) & mask) != 0;

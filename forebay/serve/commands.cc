@@ -113,13 +113,13 @@ task<> connection::do_read(nbd::request r) {
       error = pinned.error();
       break;
     }
-    const std::uint64_t bytes = std::min(want, *pinned * page_bytes - at % page_bytes);
-    const bool last = at + bytes == r.end();
     const std::span<page_ref> got(pins.data(), *pinned);
+    const std::uint64_t bytes = std::min(want, got.back()->end_bytes() - at);
+    const bool last = at + bytes == r.end();
     if (whole) {
       if (at == r.offset) reply_whole_header(r);
       if (!last) gate_closed_ = gate_is_mine = true;
-      out_.append_pages(got, at % page_bytes, bytes);
+      out_.append_pages(got, at - got.front()->offset_bytes(), bytes);
       if (last) account(r, false);
     } else {
       reply_pages(r, at, bytes, got, last);

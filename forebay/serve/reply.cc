@@ -82,14 +82,14 @@ void connection::reply_pages(const nbd::request& r, std::uint64_t offset, std::s
   if (last) account(r, false);
   if (!session_.structured || (r.flags & nbd::flag_df) != 0) {
     reply_whole_header(r);
-    return out_.append_pages(pins, offset % page_bytes, bytes);
+    return out_.append_pages(pins, offset - pins.front()->offset_bytes(), bytes);
   }
   while (bytes != 0) {
     // A run of pages that are all holes, or all data.
     const bool hole = pins.front()->test(page_zero);
     std::size_t count = 1;
     while (count < pins.size() && pins[count]->test(page_zero) == hole) ++count;
-    const std::size_t n = std::min(bytes, count * page_bytes - offset % page_bytes);
+    const std::size_t n = std::min<std::uint64_t>(bytes, pins[count - 1]->end_bytes() - offset);
     const bool final_chunk = last && n == bytes;
     nbd::message<12> m;
     m.put(offset);
@@ -101,7 +101,7 @@ void connection::reply_pages(const nbd::request& r, std::uint64_t offset, std::s
     } else {
       reply_chunk(r, nbd::chunk::offset_data, static_cast<std::uint32_t>(8 + n), final_chunk);
       out_.append(m.data(), m.size());
-      out_.append_pages(pins.first(count), offset % page_bytes, n);
+      out_.append_pages(pins.first(count), offset - pins.front()->offset_bytes(), n);
     }
     pins = pins.subspan(count);
     offset += n;

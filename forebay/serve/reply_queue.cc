@@ -14,6 +14,7 @@ struct reply_queue::batch {
   batch* next = nullptr;  // of the closed ones
   std::size_t iovec_count = 0;
   std::size_t pin_count = 0;
+  std::size_t pinned_frames = 0;  // of the pins, which are of more than one where pages are large
   std::size_t header_bytes = 0;
   std::size_t first_unsent = 0;           // iovec that sending has come to
   mapped_message message;                 // of what is left, while it is being sent
@@ -43,7 +44,12 @@ struct reply_queue::batch {
     iovecs[iovec_count++] = {const_cast<std::byte*>(data), bytes};
   }
 
+  void add_pin(page_ref p) noexcept {
+    pinned_frames += p->frames();
+    pins[pin_count++] = p.release();
+  }
   void drop_pins() noexcept {
+    pinned_frames = 0;
     while (pin_count != 0) put_page(*pins[--pin_count]);
   }
 };
@@ -127,10 +133,10 @@ void reply_queue::append_pages(std::span<page_ref> pins, std::size_t from,
     }
     FOREBAY_ASSERT(building_ != nullptr && building_->has_room({.iovecs = 0, .pins = 1}));
     batch& b = *building_;
-    const std::size_t n = std::min(bytes, page_bytes - from);
+    const std::size_t n = std::min(bytes, p->bytes() - from);
     b.add(p->data() + from, n);
-    b.pins[b.pin_count++] = p.release();
-    ++pinned_;
+    pinned_ += p->frames();
+    b.add_pin(std::move(p));
     bytes -= n;
     from = 0;
   }
@@ -143,7 +149,7 @@ void reply_queue::kick() noexcept {
 }
 
 void reply_queue::send_soon() noexcept {
-  const bool enough = building_ != nullptr && building_->pin_count >= early_pins;
+  const bool enough = building_ != nullptr && building_->pinned_frames >= early_frames;
   if (!enough || sending_ != nullptr || broken_ || first_closed_ != nullptr) return kick();
   // Straight away: a submission's end would be seen only after all that is ready now.
   if (!take_next()) return;
@@ -207,7 +213,7 @@ void reply_queue::sent(std::int32_t status) noexcept {
   const std::span<iovec> all(b->iovecs.data() + b->first_unsent, b->iovec_count - b->first_unsent);
   const std::span<iovec> left = advance_segments(all, static_cast<std::size_t>(status));
   if (left.empty()) {
-    pinned_ -= b->pin_count;
+    pinned_ -= b->pinned_frames;
     give_batch(b);
     progress_.wake_all();
   } else {

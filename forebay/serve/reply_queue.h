@@ -62,7 +62,7 @@ class reply_queue {
   // the turn's end, so that the client works on them while the rest is being made.
   void send_soon() noexcept;
 
-  // Pages pinned by replies that are not sent yet.
+  // Frames of the pages pinned by replies that are not sent yet.
   std::size_t pinned_pages() const noexcept { return pinned_; }
 
   // Nothing is queued or under way.
@@ -84,7 +84,7 @@ class reply_queue {
 
  private:
   static constexpr std::size_t batch_bytes = 32u << 10;
-  static constexpr std::size_t early_pins = 4;
+  static constexpr std::size_t early_frames = 4;
   static constexpr std::size_t max_closed = 16;
 
   struct batch;

@@ -112,8 +112,9 @@ bool connection::read_at_once(const nbd::request& r) {
   }
   if (!out_.room(pages_reply(pages))) return false;
   std::array<page_ref, at_once_pages> pins;
-  if (!session_.exported->space().try_pin(r.offset, r.length, pins)) return false;
-  reply_pages(r, r.offset, r.length, {pins.data(), pages}, true);
+  const auto pinned = session_.exported->space().try_pin(r.offset, r.length, pins);
+  if (!pinned) return false;
+  reply_pages(r, r.offset, r.length, {pins.data(), *pinned}, true);
   return true;
 }
 
