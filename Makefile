@@ -14,7 +14,7 @@ DEPS ?= scripts/deps
 export IMAGE CACHE ARGS
 
 .DEFAULT_GOAL := release
-.PHONY: release debug run test stress bench install format tidy clean help
+.PHONY: release debug run test stress bench install reference format tidy clean help
 
 release: ## build the library and build/release/forebay (what plain `make` does)
 	@$(DEPS) build
@@ -57,6 +57,10 @@ bench: ## measure Forebay beside its peers and print a table (never fails for be
 
 install: release ## install into PREFIX (default /usr/local); DESTDIR is honoured
 	@cmake --install $(BUILD)/release --prefix $(PREFIX)
+
+reference: ## write the reference of the library's headers to build/reference
+	@$(DEPS) test
+	@scripts/reference
 
 format: ## format every C++ file in place
 	@$(DEPS) test

@@ -140,6 +140,7 @@ forebay_house_test(layers "${PROJECT_SOURCE_DIR}/scripts/check-layers")
 forebay_house_test(style "${PROJECT_SOURCE_DIR}/scripts/check-style")
 forebay_house_test(format "${PROJECT_SOURCE_DIR}/scripts/format" --check)
 forebay_house_test(man "${PROJECT_SOURCE_DIR}/scripts/check-man")
+forebay_house_test(reference "${PROJECT_SOURCE_DIR}/scripts/reference" "${PROJECT_BINARY_DIR}/reference")
 forebay_house_test(headers
   "${CMAKE_COMMAND}" --build "${PROJECT_BINARY_DIR}" -j 2 --target forebay_verify_interface_header_sets)
 set_tests_properties(house.headers PROPERTIES PROCESSORS 2)
