@@ -42,6 +42,14 @@ for static in "" --static; do
   "$scratch/user"
 done
 
+# The engine of docs/embedding.md, as the page says.
+cmake -S "$source/examples" -B "$scratch/examples" -G Ninja -DCMAKE_PREFIX_PATH="$prefix" >"$scratch/examples.log" 2>&1 ||
+  { cat "$scratch/examples.log"; exit 1; }
+cmake --build "$scratch/examples" --target key_value
+truncate -s 1M "$scratch/table.db"
+"$scratch/examples/key_value" "$scratch/table.db" weir "holds water back"
+[[ $("$scratch/examples/key_value" "$scratch/table.db" weir) == "holds water back" ]] || fail "key_value forgets"
+
 if [[ -e $source/tools/forebay ]]; then
   "$prefix/bin/forebay" --version | grep -qF "$version" || fail "forebay --version does not say $version"
 fi
