@@ -31,6 +31,12 @@ class recorder_device final : public device {
     return below_.extent_at(offset_bytes);
   }
 
+  // The newest event's position in the common order of submissions and completions.
+  std::uint64_t clock() const {
+    const scoped_lock hold(lock_);
+    return clock_;
+  }
+
   // Everything logged so far, in the order of submission.
   std::vector<recorded_operation> log() const;
 
