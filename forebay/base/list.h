@@ -101,6 +101,9 @@ class intrusive_list {
   void push_front(T& item) noexcept { (item.*Node).insert_after(head_); }
   void push_back(T& item) noexcept { (item.*Node).insert_after(*head_.prev()); }
 
+  // Puts `item`, which is on no list, behind `before`, which is on one.
+  static void insert_after(T& before, T& item) noexcept { (item.*Node).insert_after(before.*Node); }
+
   T* pop_front() noexcept { return empty() ? nullptr : take(*head_.next()); }
   T* pop_back() noexcept { return empty() ? nullptr : take(*head_.prev()); }
 

@@ -88,7 +88,7 @@ RC_GTEST_PROP(List, BehavesAsStdList, ()) {
         item& anchor = items[(who + 1) % count];
         const auto [anchor_on, anchor_at] = place_of(&anchor);
         if (on < 0 && anchor_on >= 0 && &anchor != &i) {
-          i.link.insert_after(anchor.link);
+          item_list::insert_after(anchor, i);
           model[static_cast<std::size_t>(anchor_on)].insert(std::next(anchor_at), &i);
         }
         break;

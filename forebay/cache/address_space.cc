@@ -109,7 +109,7 @@ bool address_space::evict(page& p, std::uint32_t holders) noexcept {
 
 bool address_space::move(page& p, std::uint32_t holders, page& fresh) noexcept {
   constexpr std::uint32_t kept =
-      page_uptodate | page_dirty | page_error | page_referenced | page_private | page_zero;
+      page_uptodate | page_dirty | page_error | page_private | page_zero;
   const scoped_lock hold(lock_);
   if (!owns(p) || !p.refs.freeze(holders)) return false;
   // Frozen, it is nobody's: no flag changes and no byte of the data.

@@ -1,4 +1,6 @@
-// What a hit costs: lookup, pin and unpin of random resident pages, by one thread and by two.
+// What a hit costs: lookup, pin and unpin of random resident pages, by one thread and by two; and a
+// miss whose device is a copy in memory, in a cache of a sixteenth of it: nearly all eviction and
+// bookkeeping.
 
 #include <benchmark/benchmark.h>
 
@@ -70,6 +72,26 @@ void overwrite_dirty_page(benchmark::State& state) {
   state.SetBytesProcessed(state.iterations() * static_cast<std::int64_t>(page_bytes));
 }
 BENCHMARK(overwrite_dirty_page);
+
+void miss_and_evict(benchmark::State& state) {
+  memory_device dev(resident_bytes);
+  const auto cache = std::move(*page_cache::create({.bytes = resident_bytes / 16}));
+  {
+    address_space space(*cache, dev, {.block_bytes = 4096});
+    if (!sync_wait(space.prefetch(0, resident_bytes))) std::abort();
+    std::uint64_t seed = 42;
+    std::vector<std::byte> page(page_bytes);
+    for (auto _ : state) {
+      const std::uint64_t index = next_random(seed) % (resident_bytes / page_bytes);
+      if (!sync_wait(space.read(index * page_bytes, page))) {
+        state.SkipWithError("a read failed");
+        break;
+      }
+    }
+  }
+  state.SetItemsProcessed(state.iterations());
+}
+BENCHMARK(miss_and_evict);
 
 }  // namespace
 }  // namespace forebay

@@ -88,8 +88,7 @@ std::optional<std::size_t> address_space::try_pin(std::uint64_t offset, std::siz
       for (page_ref& pinned : out.first(n)) pinned.reset();
       return std::nullopt;
     }
-    // Written only when it changes something: a hot page's line stays shared.
-    if (!p->test(page_referenced)) p->set(page_referenced);
+    p->touch();
     at = p->end_bytes();
     out[n] = std::move(p);
   }
@@ -126,7 +125,7 @@ task<std::size_t> address_space::add_missing(std::uint64_t offset, std::size_t l
   while (n < wanted) {
     const std::uint64_t index = first + n;
     if (page_ref p = find(index); p) {
-      if (!p->test(page_referenced)) p->set(page_referenced);
+      p->touch();
       out[n++] = std::move(p);
       continue;
     }

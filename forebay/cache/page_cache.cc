@@ -21,23 +21,35 @@ constexpr std::size_t bio_reserve_of(std::uint32_t pages) {
 
 result<std::unique_ptr<page_cache>> page_cache::create(const options& opts, memory_source& source) {
   if (opts.bytes < min_bytes) return fail(errc::too_small);
-  auto memory = arena::create(opts, source);
+  auto memory = arena::create({.bytes = opts.bytes,
+                               .huge_pages = opts.huge_pages,
+                               .largest_pages = opts.largest_pages,
+                               .numa_node = opts.numa_node,
+                               .pin = opts.pin,
+                               .limit_bytes = opts.limit_bytes},
+                              source);
   if (!memory) return fail(memory.error());
-  return std::unique_ptr<page_cache>(new page_cache(std::move(*memory)));
+  auto eviction = frame_eviction::create(opts.eviction, (*memory)->page_count());
+  if (eviction == nullptr) return fail(ENOMEM);
+  return std::unique_ptr<page_cache>(
+      new page_cache(std::move(*memory), std::move(eviction), opts.eviction));
 }
 
-page_cache::page_cache(std::unique_ptr<arena> memory)
+page_cache::page_cache(std::unique_ptr<arena> memory, std::unique_ptr<frame_eviction> eviction,
+                       eviction_policy policy)
     : arena_(std::move(memory)),
       nodes_(*arena_, page_index::node_cache_options()),
       buffers_(*arena_, "buffer_head"),
       bios_(*arena_, bio_batch::bio_bytes(), bio_reserve_of(arena_->page_count())),
       background_limit_(background_limit_of(arena_->page_count())),
       dirty_limit_(dirty_limit_of(arena_->page_count())),
-      allowed_(arena_->page_count()) {}
+      allowed_(arena_->page_count()),
+      eviction_(std::move(eviction)),
+      policy_(policy) {}
 
 page_cache::~page_cache() {
   const scoped_lock hold(list_lock_);
-  FOREBAY_ASSERT(list_.empty());
+  FOREBAY_ASSERT(resident_ == 0);
 }
 
 page* page_cache::try_allocate_frame() noexcept {
@@ -50,7 +62,7 @@ page* page_cache::try_allocate_frame() noexcept {
 bool page_cache::try_make_room() noexcept {
   // A pass that only took second chances away has brought the next one nearer to a page.
   for (;;) {
-    const reclaimed r = reclaim(reclaim_batch);
+    const eviction_progress r = reclaim(reclaim_batch);
     if (r.freed != 0) return true;
     // Buffers that wait free in CPU caches keep frames as well. (Index nodes are type-stable: their
     // frames stay, and none of them waits while an index wants one.)
@@ -66,49 +78,47 @@ page* page_cache::try_allocate_run(unsigned order) noexcept {
 
 void page_cache::add_to_list(page& p) noexcept {
   const scoped_lock hold(list_lock_);
-  list_.push_front(p);
-  ++resident_;
+  eviction_->insert(p);
+  resident_ += p.frames();
 }
 
 void page_cache::remove_from_list(page& p) noexcept {
   const scoped_lock hold(list_lock_);
   if (!p.link.linked()) return;
-  list_.erase(p);
-  --resident_;
+  eviction_->erase(p);
+  resident_ -= p.frames();
 }
 
-page_cache::reclaimed page_cache::reclaim(unsigned wanted) noexcept {
-  unsigned freed = 0;
-  unsigned second_chances = 0;
+eviction_progress page_cache::reclaim(unsigned wanted) noexcept {
   const scoped_lock hold(list_lock_);
-  for (unsigned scanned = 0; scanned < scan_limit && freed < wanted && !list_.empty(); ++scanned) {
-    page& p = *list_.pop_back();
-    const bool keep = p.test(page_referenced | page_dirty | page_writeback | page_locked);
-    if (keep) {
-      if ((p.clear(page_referenced) & page_referenced) != 0) ++second_chances;
-      list_.push_front(p);
-      continue;
-    }
-    // On the list means in an index, and a space takes its pages off the list before it goes.
-    auto* space = static_cast<address_space*>(
-        p.owner.load(std::memory_order_acquire));  // acquire: sees it whole
-    if (space == nullptr || !space->evict(p)) {
-      list_.push_front(p);
-      continue;
-    }
-    --resident_;
-    ++freed;
-    drop_buffers(p, buffers_);
-    arena_->release(p);
-  }
-  counters_.evictions.add(freed);
-  return {freed, second_chances};
+  const eviction_progress done = eviction_->reclaim(
+      wanted, scan_limit,
+      [](void* self, page& p) noexcept { return static_cast<page_cache*>(self)->take(p); }, this);
+  resident_ -= done.freed;
+  counters_.evictions.add(static_cast<std::int64_t>(done.freed));
+  return done;
+}
+
+// Frees a page that the policy has chosen, unless it is in use, under I/O or dirty.
+bool page_cache::take(page& p) noexcept {
+  if (p.test(page_dirty | page_writeback | page_locked)) return false;
+  // On the list means in an index, and a space takes its pages off the list before it goes.
+  auto* space = static_cast<address_space*>(
+      p.owner.load(std::memory_order_acquire));  // acquire: sees it whole
+  if (space == nullptr || !space->evict(p)) return false;
+  drop_buffers(p, buffers_);
+  arena_->release(p);
+  return true;
 }
 
 void page_cache::follow_limit(std::uint64_t bytes) noexcept {
   const auto pages = static_cast<std::uint32_t>(
       std::min<std::uint64_t>(bytes >> page_shift, arena_->page_count()));
-  allowed_.store(pages, std::memory_order_relaxed);  // relaxed: a level, as are the next two
+  {
+    const scoped_lock hold(list_lock_);
+    if (pages != allowed_pages()) eviction_->set_capacity(pages);
+    allowed_.store(pages, std::memory_order_relaxed);  // relaxed: a level, as are the next two
+  }
   background_limit_.store(background_limit_of(pages), std::memory_order_relaxed);  // relaxed: above
   dirty_limit_.store(dirty_limit_of(pages), std::memory_order_relaxed);            // relaxed: above
 }
@@ -116,8 +126,8 @@ void page_cache::follow_limit(std::uint64_t bytes) noexcept {
 unsigned page_cache::evict_pages(unsigned wanted) noexcept {
   unsigned freed = 0;
   while (freed < wanted) {
-    const reclaimed r = reclaim(std::min(wanted - freed, reclaim_batch));
-    freed += r.freed;
+    const eviction_progress r = reclaim(std::min(wanted - freed, reclaim_batch));
+    freed += static_cast<unsigned>(r.freed);
     if (r.freed == 0 && r.second_chances == 0) break;
   }
   return freed;
@@ -148,13 +158,14 @@ page_cache::vacated page_cache::vacate(page& p, page* spare) noexcept {
         p.owner.load(std::memory_order_acquire));  // acquire: sees it whole
     // On the list means in an index, and a space takes its pages off the list before it goes.
     if (space == nullptr || !p.link.linked()) return vacated::busy;
-    const bool wanted = p.test(page_referenced | page_dirty);
+    const bool wanted = p.was_used() || p.test(page_dirty);
     if (!wanted || spare == nullptr) evicted = space->evict(p, holders);
     if (!evicted && wanted && spare != nullptr) moved = space->move(p, holders, *spare);
-    if (moved) spare->link.insert_after(p.link);  // in its place on the list
-    if (evicted || moved) {
-      list_.erase(p);
-      if (evicted) --resident_;
+    if (moved) {
+      eviction_->replace(p, *spare);
+    } else if (evicted) {
+      eviction_->erase(p);
+      resident_ -= p.frames();
     } else if (spare == nullptr && p.test(page_dirty)) {
       space->wake_flusher();
     }
@@ -177,6 +188,7 @@ page_cache_statistics page_cache::statistics() const noexcept {
   {
     const scoped_lock hold(list_lock_);
     s.resident_pages = resident_;
+    s.eviction_history_bytes = eviction_->history_bytes();
   }
   s.dirty_pages = dirty_pages();
   s.writeback_pages = writeback_.load(std::memory_order_relaxed);  // relaxed: a level
@@ -184,6 +196,7 @@ page_cache_statistics page_cache::statistics() const noexcept {
   s.dirty_limit_pages = dirty_limit_pages();
   s.background_limit_pages = background_limit_pages();
   const auto value = [](const counter& c) { return static_cast<std::uint64_t>(c.value()); };
+  s.eviction = policy_;
   s.hits = value(counters_.hits);
   s.misses = value(counters_.misses);
   s.evictions = value(counters_.evictions);

@@ -4,9 +4,8 @@
 // bounds the whole, and a shortage of any of them is met the same way, by taking clean pages off.
 // The bios that move pages lie there too, and have a reserve for when it is full (bio_pool.h).
 //
-// Eviction is CLOCK in its list form (FIFO with reinsertion): a hit sets page_referenced and
-// touches no list; the hand takes pages from the old end, gives referenced ones another round,
-// passes over pinned and dirty ones, and takes the rest.
+// Eviction goes by a policy (eviction.h): a hit counts in the page's `uses` and touches no list;
+// the policy's queues are under list_lock_, and pinned and dirty pages are passed over.
 //
 // Dirty pages: above the background limit the flushers work, at the hard limit writers wait. Pages
 // that could not be written do not count there: a space that has too many of them refuses to take
@@ -25,6 +24,7 @@
 #include "forebay/block/bio.h"
 #include "forebay/cache/bio_pool.h"
 #include "forebay/cache/buffer_head.h"
+#include "forebay/cache/frame_eviction.h"
 #include "forebay/cache/page_index.h"
 #include "forebay/ring/wait_queue.h"
 
@@ -44,6 +44,8 @@ struct page_cache_statistics {
   std::uint64_t background_limit_pages = 0;
   std::uint64_t hits = 0;    // pages found uptodate
   std::uint64_t misses = 0;  // pages that had to be read or made
+  eviction_policy eviction = eviction_policy::adaptive;
+  std::uint64_t eviction_history_bytes = 0;  // outside of the arena
   std::uint64_t evictions = 0;
   std::uint64_t pages_read = 0;        // filled from the device
   std::uint64_t pages_written = 0;     // write-back completed
@@ -54,12 +56,21 @@ struct page_cache_statistics {
 
 class page_cache {
  public:
-  // Of its arena. `bytes` is address space; how much memory is behind it, is set_limit_bytes()'s.
-  using options = arena::options;
+  // The first six as in arena::options. `bytes` is address space; how much memory is behind it, is
+  // set_limit_bytes()'s.
+  struct options {
+    std::size_t bytes = 0;
+    bool huge_pages = true;
+    std::optional<page_backing> largest_pages = std::nullopt;
+    int numa_node = any_numa_node;
+    bool pin = false;
+    std::uint64_t limit_bytes = UINT64_MAX;
+    eviction_policy eviction = eviction_policy::adaptive;
+  };
 
   static constexpr std::size_t min_bytes = 4u << 20;
 
-  // Errors: errc::too_small below min_bytes, as arena::create().
+  // Errors: errc::too_small below min_bytes; ENOMEM; as arena::create().
   static result<std::unique_ptr<page_cache>> create(
       const options& opts, memory_source& source = memory_source::system());
 
@@ -170,15 +181,13 @@ class page_cache {
  private:
   static constexpr std::uint64_t frame_wait_ns = 1'000'000;
   static constexpr unsigned reclaim_batch = 32;
-  static constexpr unsigned scan_limit = 4096;  // pages that the hand passes in one call
+  static constexpr unsigned scan_limit = 4096;  // pages that are looked at in one call
 
-  explicit page_cache(std::unique_ptr<arena> memory);
+  page_cache(std::unique_ptr<arena> memory, std::unique_ptr<frame_eviction> eviction,
+             eviction_policy policy);
 
-  struct reclaimed {
-    unsigned freed;
-    unsigned second_chances;  // pages that were referenced and are not any more
-  };
-  reclaimed reclaim(unsigned wanted) noexcept;
+  eviction_progress reclaim(unsigned wanted) noexcept;
+  bool take(page& p) noexcept;  // for eviction_, under list_lock_
   // Pages that write-back is to bring down: those that cannot be written have a limit of their own,
   // so that one failing device does not stop the writers of the others.
   std::uint32_t dirty_total() const noexcept {
@@ -198,7 +207,8 @@ class page_cache {
   std::atomic<std::uint32_t> allowed_;
 
   mutable mutex list_lock_;
-  intrusive_list<page, &page::link> list_ FOREBAY_GUARDED_BY(list_lock_);  // new at the front
+  const std::unique_ptr<frame_eviction> eviction_ FOREBAY_PT_GUARDED_BY(list_lock_);
+  const eviction_policy policy_;
   std::uint64_t resident_ FOREBAY_GUARDED_BY(list_lock_) = 0;
 
   std::atomic<std::uint32_t> dirty_{0};  // changed under the space's lock_, as are the next two

@@ -154,6 +154,87 @@ TEST(page_cache, a_page_in_use_survives_a_scan) {
   expect_all_given_back(*cache);
 }
 
+// The share of hits among random reads of a hot set, after a scan of the whole device in pieces of
+// so many bytes; and the same before it.
+std::pair<double, double> hot_hits_around_a_scan(eviction_policy policy, std::size_t piece) {
+  constexpr std::uint64_t hot_pages = 500;  // of about 950
+  auto cache = std::move(*page_cache::create(
+      {.bytes = page_cache::min_bytes, .huge_pages = false, .eviction = policy}));
+  EXPECT_EQ(cache->statistics().eviction, policy);
+  memory_device dev(32u << 20);
+  std::pair<double, double> hits;
+  {
+    address_space space(*cache, dev, {});
+    std::mt19937 random(1);
+    std::vector<std::byte> out(piece);
+    std::vector<std::byte> page(page_bytes);
+    const auto scan = [&] {
+      for (std::uint64_t at = 0; at < dev.limits().size_bytes; at += piece) {
+        if (!sync_wait(space.read(at, out))) ADD_FAILURE() << at;
+      }
+    };
+    const auto hot_hits = [&](std::uint64_t reads) {
+      const std::uint64_t before = cache->statistics().misses;
+      for (std::uint64_t i = 0; i < reads; ++i) {
+        if (!sync_wait(space.read(random() % hot_pages * 13 * page_bytes, page))) ADD_FAILURE();
+      }
+      return 1 -
+             static_cast<double>(cache->statistics().misses - before) / static_cast<double>(reads);
+    };
+    scan();  // the cache is full of something else to begin with
+    hot_hits(10 * hot_pages);
+    hits.first = hot_hits(hot_pages);
+    scan();
+    hits.second = hot_hits(hot_pages);
+  }
+  expect_all_given_back(*cache);
+  return hits;
+}
+
+TEST(page_cache, a_scan_of_the_whole_device_costs_a_hot_set_nothing) {
+  for (const std::size_t piece : {std::size_t{512}, page_bytes, std::size_t{1} << 17}) {
+    const auto [before, after] = hot_hits_around_a_scan(eviction_policy::adaptive, piece);
+    EXPECT_GT(before, 0.99);
+    EXPECT_GT(after, before - 0.02) << piece;
+  }
+  const auto [before, after] = hot_hits_around_a_scan(eviction_policy::s3_fifo, page_bytes);
+  EXPECT_GT(after, before - 0.02);
+  EXPECT_LT(hot_hits_around_a_scan(eviction_policy::clock, page_bytes).second, 0.5)
+      << "is not resistant to scans";
+}
+
+// Whatever the policy: what is pinned or dirty stays, and everybody else gets a frame.
+TEST(page_cache, every_policy_gets_on_around_pinned_and_dirty_pages) {
+  for (const eviction_policy policy : all_eviction_policies) {
+    SCOPED_TRACE(to_string(policy));
+    auto cache = std::move(*page_cache::create(
+        {.bytes = page_cache::min_bytes, .huge_pages = false, .eviction = policy}));
+    memory_device dev(16u << 20);
+    {
+      address_space space(*cache, dev, {});
+      std::vector<page_ref> pins(400);
+      const auto pinned = sync_wait(space.pin(0, 400 * page_bytes, pins));
+      ASSERT_TRUE(pinned);
+      ASSERT_EQ(*pinned, 400u);
+      const auto data = filled(200 * page_bytes, 9);
+      ASSERT_TRUE(sync_wait(space.write(500 * page_bytes, data)));
+      std::vector<std::byte> out(page_bytes);
+      std::mt19937 random(2);
+      for (int i = 0; i < 10'000; ++i) {
+        ASSERT_TRUE(sync_wait(space.read(random() % 4096 * page_bytes, out)));
+      }
+      EXPECT_TRUE(space.try_pin(500 * page_bytes, 200 * page_bytes, pins));
+      EXPECT_EQ(cache->statistics().dirty_pages, 200u);
+      pins.clear();
+      ASSERT_TRUE(sync_wait(space.flush()));
+      while (cache->evict_pages(1u << 20) != 0) {
+      }
+      EXPECT_EQ(cache->statistics().resident_pages, 0u);
+    }
+    expect_all_given_back(*cache);
+  }
+}
+
 TEST(page_cache, writers_are_throttled_at_the_limit) {
   const auto cache = make_cache();
   memory_device dev(32u << 20);

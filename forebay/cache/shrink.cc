@@ -54,7 +54,7 @@ unsigned page_cache_shrinker::cost_of(std::uint32_t chunk) const noexcept {
     if (is_busy(p)) {
       cost += busy_cost;
     } else {
-      cost += p.test(page_dirty | page_referenced) ? move_cost : evict_cost;
+      cost += p.was_used() || p.test(page_dirty) ? move_cost : evict_cost;
     }
   }
   return cost;

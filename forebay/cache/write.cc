@@ -54,7 +54,7 @@ address_space::step address_space::write_in_page(std::uint64_t index, std::size_
       unlock_page(*p);
       return step::page_writeback;
     }
-    if (!p->test(page_referenced)) p->set(page_referenced);
+    p->touch();
     cache_.count().hits.add();
   }
   const step s = write_locked(*p, from, data);

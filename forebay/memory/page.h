@@ -21,10 +21,10 @@
 // above for the whole block, and its number there is a multiple of 2^order. The frames behind the
 // head have a count of zero and no owner; their private_data is the page's (cache/page_parts.h).
 //
-// Guards: refs, flags, owner, index and private_data are atomics; `link` belongs to the lock of the
-// list it is on (arena when free, the page cache's list lock when cached); `order` is set by the
-// arena while the block is free, and holds still while somebody has a reference: who has found the
-// owner that he looked for may read it.
+// Guards: refs, flags, owner, index, private_data and uses are atomics; `link` belongs to the lock
+// of the list it is on (arena when free, the page cache's list lock when cached), and so does
+// `place` while cached; `order` is set by the arena while the block is free, and holds still while
+// somebody has a reference: who has found the owner that he looked for may read it.
 #pragma once
 
 #include <atomic>
@@ -44,19 +44,18 @@ inline constexpr unsigned page_shift = 12;
 
 // Bits of page::flags, with the kernel's meaning.
 enum page_flag : std::uint32_t {
-  page_locked = 1u << 0,      // its holder may change the data's state (fill, write, take it off)
-  page_uptodate = 1u << 1,    // every byte of it is valid
-  page_dirty = 1u << 2,       // some of it is newer than the device
-  page_writeback = 1u << 3,   // being written to the device: its data must not change
-  page_error = 1u << 4,       // the last write of it failed; it is still dirty
-  page_waiters = 1u << 5,     // somebody waits for locked or writeback to clear
-  page_referenced = 1u << 6,  // used since the eviction hand last passed
-  page_private = 1u << 7,     // private_data leads to per-block state
-  page_zero = 1u << 8,        // known to lie in a hole of the device: reads as zeros
-  page_in_buddy = 1u << 9,    // head of a free block of `order`
-  page_fixed = 1u << 10,      // head of a block that cannot be emptied at will (see buddy.h)
-  page_isolated = 1u << 11,   // free, and kept off the buddy's lists with its chunk
-  page_offline = 1u << 12,    // its memory has been given back to the operating system
+  page_locked = 1u << 0,     // its holder may change the data's state (fill, write, take it off)
+  page_uptodate = 1u << 1,   // every byte of it is valid
+  page_dirty = 1u << 2,      // some of it is newer than the device
+  page_writeback = 1u << 3,  // being written to the device: its data must not change
+  page_error = 1u << 4,      // the last write of it failed; it is still dirty
+  page_waiters = 1u << 5,    // somebody waits for locked or writeback to clear
+  page_private = 1u << 7,    // private_data leads to per-block state
+  page_zero = 1u << 8,       // known to lie in a hole of the device: reads as zeros
+  page_in_buddy = 1u << 9,   // head of a free block of `order`
+  page_fixed = 1u << 10,     // head of a block that cannot be emptied at will (see buddy.h)
+  page_isolated = 1u << 11,  // free, and kept off the buddy's lists with its chunk
+  page_offline = 1u << 12,   // its memory has been given back to the operating system
 };
 
 // log2 of a block's frames. Atomic, so that who only guesses may look; what orders it is the owner
@@ -88,6 +87,21 @@ struct alignas(64) basic_page {
   list_node link;
   arena* home = nullptr;            // set once when the arena is made
   basic_page_order<Atomics> order;  // of the block that this frame heads
+  std::uint8_t place = 0;           // which of the eviction policy's queues it is in
+  atomic<std::uint8_t> uses{0};     // hits since eviction last looked, up to uses_max
+
+  static constexpr std::uint8_t uses_max = 3;
+
+  // Counts a hit. Written only when it changes something: a hot page's line stays shared.
+  void touch() noexcept {
+    // relaxed: a hint for eviction. Of two hits at once one may be lost.
+    const std::uint8_t n = uses.load(std::memory_order_relaxed);
+    // relaxed: as above
+    if (n < uses_max) uses.store(static_cast<std::uint8_t>(n + 1), std::memory_order_relaxed);
+  }
+  bool was_used() const noexcept {
+    return uses.load(std::memory_order_relaxed) != 0;  // relaxed: a hint
+  }
 
   // The page's bytes() of memory; of a frame behind a head, its own 4 KiB.
   std::byte* data() const noexcept;

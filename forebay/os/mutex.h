@@ -1,8 +1,9 @@
 // A mutex that Clang's thread-safety analysis understands (-Wthread-safety), and the annotations
 // that go with it.
 //
-// `FOREBAY_GUARDED_BY(m)` stands on a field, `FOREBAY_REQUIRES(m)` on a function that is called
-// with the lock held. Under GCC they are nothing.
+// `FOREBAY_GUARDED_BY(m)` stands on a field, `FOREBAY_PT_GUARDED_BY(m)` on a pointer to what is
+// guarded, `FOREBAY_REQUIRES(m)` on a function that is called with the lock held. Under GCC they
+// are nothing.
 #pragma once
 
 #include <mutex>
@@ -17,6 +18,7 @@
 #define FOREBAY_CAPABILITY(name) FOREBAY_TSA(capability(name))
 #define FOREBAY_SCOPED_CAPABILITY FOREBAY_TSA(scoped_lockable)
 #define FOREBAY_GUARDED_BY(m) FOREBAY_TSA(guarded_by(m))
+#define FOREBAY_PT_GUARDED_BY(m) FOREBAY_TSA(pt_guarded_by(m))
 #define FOREBAY_REQUIRES(m) FOREBAY_TSA(requires_capability(m))
 #define FOREBAY_EXCLUDES(m) FOREBAY_TSA(locks_excluded(m))
 #define FOREBAY_ACQUIRE(...) FOREBAY_TSA(acquire_capability(__VA_ARGS__))

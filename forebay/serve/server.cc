@@ -25,7 +25,8 @@ result<std::unique_ptr<server>> server::create(const server_options& opts, memor
                                    .huge_pages = opts.huge_pages,
                                    .largest_pages = opts.largest_pages,
                                    .numa_node = opts.numa_node,
-                                   .pin = opts.pin},
+                                   .pin = opts.pin,
+                                   .eviction = opts.eviction},
                                   source);
   if (!cache) return fail(cache.error());
   // Every client may pin a page, so that it gets on, and all of them together no more than a share.

@@ -42,6 +42,7 @@ struct server_options {
   bool pin = false;
   // For so long a loop looks for work before it sleeps, while that is of use (ring/busy_poll.h).
   std::uint64_t busy_poll_ns = 20'000;
+  eviction_policy eviction = eviction_policy::adaptive;
 };
 
 class server final : public connection_host {

@@ -32,6 +32,8 @@ json cache_json(page_cache& cache) {
       {"misses", s.misses},
       {"hit_ratio",
        lookups == 0 ? 0.0 : static_cast<double>(s.hits) / static_cast<double>(lookups)},
+      {"eviction", std::string(to_string(s.eviction))},
+      {"eviction_history_bytes", s.eviction_history_bytes},
       {"evictions", s.evictions},
       {"pages_read", s.pages_read},
       {"pages_written", s.pages_written},

@@ -32,6 +32,7 @@ struct serve_options {
   int numa_node = any_numa_node;
   bool pin = false;
   unsigned spin_us = 20;
+  std::string eviction{to_string(eviction_policy::adaptive)};
 };
 
 constexpr std::uint64_t default_cache_bytes = 1ull << 30;
@@ -122,6 +123,11 @@ std::optional<std::string> check_options(const serve_options& o) {
     return fmt::format(
         "--numa-node {}: this machine has no such node; numactl --hardware lists them",
         o.numa_node);
+  }
+  if (!eviction_policy_named(o.eviction)) {
+    return fmt::format("--eviction {}: no such policy; choose {}, {}, {} or {}", o.eviction,
+                       to_string(eviction_policy::adaptive), to_string(eviction_policy::s3_fifo),
+                       to_string(eviction_policy::clock), to_string(eviction_policy::lru));
   }
   if (o.block_bytes < 512 || o.block_bytes > page_bytes ||
       (o.block_bytes & (o.block_bytes - 1)) != 0) {
@@ -287,6 +293,7 @@ int serve(const serve_options& o) {
   so.numa_node = o.numa_node;
   so.pin = o.pin;
   so.busy_poll_ns = std::uint64_t{o.spin_us} * 1000;
+  so.eviction = *eviction_policy_named(o.eviction);  // checked with the other options
   auto made = server::create(so);
   if (!made) {
     return complain(fmt::format("cannot set up a cache of {}: {}", human_bytes(cache_bytes),
@@ -355,6 +362,9 @@ void add_serve(CLI::App& app, action& chosen) {
   c->add_option("--spin", o->spin_us, "How long to look for work before sleeping (20)")
       ->type_name("MICROSECONDS")
       ->check(CLI::Range(0u, 1000u));
+  c->add_option("--eviction", o->eviction,
+                "Which pages leave the cache first: adaptive, s3-fifo, clock or lru (adaptive)")
+      ->type_name("POLICY");
   c->add_flag("--pin", o->pin, "Keep the cache from being swapped out");
   c->footer(
       "Ctrl-C answers what is under way, writes everything back and leaves; a second one leaves "

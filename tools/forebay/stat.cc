@@ -50,8 +50,8 @@ void print_cache(const json& c) {
              human_bytes(n("dirty_limit_pages") * 4096));
   fmt::print("  in flight   {}\n", pages(n("writeback_pages")));
   fmt::print("  free        {}\n", pages(n("free_pages")));
-  fmt::print("  read {} pages, written {}, evicted {}\n", n("pages_read"), n("pages_written"),
-             n("evictions"));
+  fmt::print("  read {} pages, written {}, evicted {} ({})\n", n("pages_read"), n("pages_written"),
+             n("evictions"), c["eviction"].get<std::string>());
   if (n("write_errors") != 0) {
     fmt::print("  WRITE ERRORS {}, pages that wait for a retry {}\n", n("write_errors"),
                n("error_pages"));
