@@ -108,8 +108,7 @@ bool address_space::evict(page& p, std::uint32_t holders) noexcept {
 }
 
 bool address_space::move(page& p, std::uint32_t holders, page& fresh) noexcept {
-  constexpr std::uint32_t kept =
-      page_uptodate | page_dirty | page_error | page_private | page_zero;
+  constexpr std::uint32_t kept = page_uptodate | page_dirty | page_error | page_private | page_zero;
   const scoped_lock hold(lock_);
   if (!owns(p) || !p.refs.freeze(holders)) return false;
   // Frozen, it is nobody's: no flag changes and no byte of the data.
@@ -134,6 +133,9 @@ void address_space::mark_dirty(page& p) noexcept {
     index_.set_tag(p.index.load(std::memory_order_relaxed), page_tag::dirty);  // relaxed: held
     p.set(page_dirty);
     cache_.count_dirty(1);
+    if (cache_.over_free_run()) {
+      pacer_.dirtied(monotonic_clock::now_ns(), 1, cache_.dirty_levels());
+    }
   }
   // relaxed: a flusher that goes idle looks at the limit itself afterwards.
   if (cache_.over_background_limit() && flusher_idle_.load(std::memory_order_relaxed)) {

@@ -144,6 +144,7 @@ class address_space {
     page_writeback,
     no_memory,
     needs_read,
+    paced,
     over_limit,
     failing,
     discarding
@@ -214,7 +215,8 @@ class address_space {
   // write.cc
   bool over_error_limit() const noexcept;
   step write_in_page(std::uint64_t index, std::size_t from, std::span<const std::byte> data,
-                     page_ref& p) noexcept;
+                     page_ref& p, bool paced = false) noexcept;
+  std::uint64_t pause_ns() const noexcept;
   step write_locked(page& p, std::size_t from, std::span<const std::byte> data) noexcept;
   task<> wait_for(step s, std::uint64_t index, std::size_t from, std::size_t to, page_ref& p);
   task<> write_zero_pages(std::uint64_t offset, std::uint64_t length);
@@ -262,6 +264,8 @@ class address_space {
   bool flush_running_ FOREBAY_GUARDED_BY(lock_) = false;
   std::error_code flush_result_ FOREBAY_GUARDED_BY(lock_);
   wait_queue flush_ended_;
+
+  dirty_pacer pacer_;  // but for pause_ns(), under lock_
 
   std::atomic<std::int32_t> error_{0};         // negative errno of the newest write-back failure
   std::atomic<std::uint32_t> error_pages_{0};  // pages that are dirty because their write failed

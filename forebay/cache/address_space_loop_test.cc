@@ -253,5 +253,40 @@ TEST(flusher, starts_at_the_background_limit) {
   expect_all_given_back(*cache);
 }
 
+// Writers that are faster than their device are slowed, and what they wrote is there.
+TEST(loops, writers_are_slowed_on_the_way_to_the_limit) {
+  constexpr std::uint64_t pages = 6000;
+  constexpr unsigned writers = 4;
+  memory_device memory(pages * page_bytes);
+  slow_device dev(memory, 2'000'000);
+  const auto cache = make_cache();
+  address_space space(*cache, dev, {});
+  std::atomic<unsigned> left{writers};
+  const auto value_of = [](std::uint64_t page) { return static_cast<std::byte>(page % 251 + 1); };
+  const auto writer = [&](unsigned number) -> task<> {
+    std::vector<std::byte> data(page_bytes);
+    // Not neighbours, which would go out as one.
+    for (std::uint64_t i = number; i < pages; i += writers) {
+      const std::uint64_t page = i * 7 % pages;
+      std::fill(data.begin(), data.end(), value_of(page));
+      EXPECT_TRUE(co_await space.write(page * page_bytes, data));
+    }
+    if (left.fetch_sub(1) == 1) space.stop_flusher();
+    co_return result<>{};
+  };
+  run_on_loops(2, [&](unsigned t) {
+    task_list tasks;
+    if (t == 0) tasks.push_back(space.run_flusher());
+    for (unsigned w = t; w < writers; w += 2) tasks.push_back(writer(w));
+    return tasks;
+  });
+  EXPECT_EQ(dev.broken_rules(), 0u);
+  EXPECT_GT(cache->statistics().paced_writes, 0u);
+  ASSERT_TRUE(sync_wait(space.flush()));
+  for (std::uint64_t page = 0; page < pages; ++page) {
+    ASSERT_EQ(memory.contents()[page * page_bytes], value_of(page)) << page;
+  }
+}
+
 }  // namespace
 }  // namespace forebay

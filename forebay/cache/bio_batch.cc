@@ -7,7 +7,7 @@ namespace forebay {
 std::size_t bio_batch::bio_bytes() noexcept { return sizeof(batch_bio); }
 
 bio_batch::batch_bio* bio_batch::acquire() noexcept {
-  if (in_flight_ >= max_in_flight) return nullptr;
+  if (in_flight_ >= depth_) return nullptr;
   batch_bio* b = nullptr;
   if (!reserve_busy_) {
     reserve_busy_ = true;

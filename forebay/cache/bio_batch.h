@@ -1,5 +1,5 @@
 // A stream of bios of one kind that one coroutine builds and waits for: neighbouring pieces are
-// merged, at most `max_in_flight` are under way at a time.
+// merged, at most so many are under way at a time as its depth says.
 //
 // The first bio under way is part of the batch, so that there is progress without memory; the
 // others come from the page cache's bio_pool. When that has none, the batch waits for one of its
@@ -22,7 +22,11 @@ class address_space;
 
 class bio_batch {
  public:
-  static constexpr unsigned max_in_flight = 16;
+  // A reader waits for what it has asked for; write-back in the background leaves the device to
+  // readers; where writers are slowed to its pace, the device is to give all it has.
+  static constexpr unsigned usual_depth = 16;
+  static constexpr unsigned background_depth = 32;
+  static constexpr unsigned full_depth = 128;
 
   // Called for each bio that has ended, from the executor's loop.
   using end_function = void (*)(address_space&, const bio&) noexcept;
@@ -38,6 +42,9 @@ class bio_batch {
   // does not continue it. False, and nothing is added, when no bio is to be had: co_await room()
   // and call again.
   bool try_append(std::uint64_t offset_bytes, std::byte* data, std::size_t bytes) noexcept;
+
+  // How many may be under way from now on.
+  void set_depth(unsigned depth) noexcept { depth_ = depth; }
 
   // Submits what is gathered.
   void submit() noexcept;
@@ -61,7 +68,7 @@ class bio_batch {
 
   // co_await room(): until a bio is to be had; co_await drain(): submits, and until none is in
   // flight.
-  awaiter room() noexcept { return {*this, max_in_flight}; }
+  awaiter room() noexcept { return {*this, depth_}; }
   awaiter drain() noexcept {
     submit();
     return {*this, 0};
@@ -99,6 +106,7 @@ class bio_batch {
   bool reserve_busy_ = false;
   bool starved_ = false;  // the last allocation failed
   unsigned in_flight_ = 0;
+  unsigned depth_ = usual_depth;
   std::int32_t error_ = 0;
   std::coroutine_handle<> waiter_;
   unsigned limit_ = 0;  // what waiter_ waits for

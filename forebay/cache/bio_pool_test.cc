@@ -109,7 +109,7 @@ TEST(BioPool, WriteBackGoesOnWithoutABioOfThePool) {
   dirty_many(space, 200, 6);
   const all_frames none_left(cache->memory());
   const all_bios no_bios(cache->bios());
-  EXPECT_GE(no_bios.count(), bio_batch::max_in_flight);
+  EXPECT_GE(no_bios.count(), bio_batch::usual_depth);
   ASSERT_TRUE(sync_wait(space.flush()).has_value());
   expect_written(dev, 200, 6);
   EXPECT_EQ(cache->statistics().dirty_pages, 0u);

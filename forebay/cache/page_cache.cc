@@ -14,7 +14,7 @@ constexpr std::uint32_t background_limit_of(std::uint32_t pages) { return pages 
 
 // Enough for a few sweeps of write-back at full depth; at most a fiftieth of the smallest cache.
 constexpr std::size_t bio_reserve_of(std::uint32_t pages) {
-  return std::clamp<std::size_t>(pages / 64, bio_batch::max_in_flight, 128);
+  return std::clamp<std::size_t>(pages / 64, bio_batch::usual_depth, 128);
 }
 
 }  // namespace
@@ -204,6 +204,7 @@ page_cache_statistics page_cache::statistics() const noexcept {
   s.pages_written = value(counters_.pages_written);
   s.write_errors = value(counters_.write_errors);
   s.throttled_writes = value(counters_.throttled_writes);
+  s.paced_writes = value(counters_.paced_writes);
   s.frame_waits = value(frame_waits_);
   return s;
 }

@@ -7,7 +7,8 @@
 // Eviction goes by a policy (eviction.h): a hit counts in the page's `uses` and touches no list;
 // the policy's queues are under list_lock_, and pinned and dirty pages are passed over.
 //
-// Dirty pages: above the background limit the flushers work, at the hard limit writers wait. Pages
+// Dirty pages: above the background limit the flushers work, from the middle on writers are slowed
+// to the pace of their device (dirty_pacer.h), at the hard limit they wait. Pages
 // that could not be written do not count there: a space that has too many of them refuses to take
 // more.
 //
@@ -24,6 +25,7 @@
 #include "forebay/block/bio.h"
 #include "forebay/cache/bio_pool.h"
 #include "forebay/cache/buffer_head.h"
+#include "forebay/cache/dirty_pacer.h"
 #include "forebay/cache/frame_eviction.h"
 #include "forebay/cache/page_index.h"
 #include "forebay/ring/wait_queue.h"
@@ -51,6 +53,7 @@ struct page_cache_statistics {
   std::uint64_t pages_written = 0;     // write-back completed
   std::uint64_t write_errors = 0;      // pages whose write-back failed
   std::uint64_t throttled_writes = 0;  // times a writer met the hard limit
+  std::uint64_t paced_writes = 0;      // times a writer was slowed on the way there
   std::uint64_t frame_waits = 0;       // times somebody found no frame to take
 };
 
@@ -134,6 +137,15 @@ class page_cache {
   void add_to_list(page& p) noexcept;
   void remove_from_list(page& p) noexcept;
 
+  // Above the middle of the two limits the writers of a device are slowed to its pace.
+  dirty_pacer::levels dirty_levels() const noexcept {
+    const std::uint32_t limit = dirty_limit_pages();
+    return {dirty_total(), (background_limit_pages() + limit) / 2, limit};
+  }
+  bool over_free_run() const noexcept {
+    const dirty_pacer::levels at = dirty_levels();
+    return at.dirty > at.free_run;
+  }
   bool over_background_limit() const noexcept { return dirty_total() > background_limit_pages(); }
   bool over_dirty_limit() const noexcept { return dirty_total() >= dirty_limit_pages(); }
   std::uint32_t background_limit_pages() const noexcept {
@@ -174,7 +186,8 @@ class page_cache {
   }
 
   struct counters {
-    counter hits, misses, evictions, pages_read, pages_written, write_errors, throttled_writes;
+    counter hits, misses, evictions, pages_read, pages_written, write_errors, throttled_writes,
+        paced_writes;
   };
   counters& count() noexcept { return counters_; }
 

@@ -16,15 +16,23 @@ bool address_space::over_error_limit() const noexcept {
          (own >= cache_.error_limit_pages() || cache_.error_pages() >= cache_.dirty_limit_pages());
 }
 
+// How long who is about to dirty a page should wait first, for the sake of the device's pace.
+std::uint64_t address_space::pause_ns() const noexcept {
+  // relaxed: a hint. Who does the flusher's work himself has no pace to keep.
+  if (!cache_.over_free_run() || !flusher_running_.load(std::memory_order_relaxed)) return 0;
+  return pacer_.pause_ns(monotonic_clock::now_ns());
+}
+
 // One attempt to write inside one page without waiting. `p` keeps the page that a wait is for; on
-// anything but done nothing has been written.
+// anything but done nothing has been written. `paced`: the caller has paused for the device's pace.
 address_space::step address_space::write_in_page(std::uint64_t index, std::size_t from,
-                                                 std::span<const std::byte> data,
-                                                 page_ref& p) noexcept {
+                                                 std::span<const std::byte> data, page_ref& p,
+                                                 bool paced) noexcept {
   p = find(index);
   if (!p || !p->test(page_dirty)) {
     if (over_error_limit()) return step::failing;
     if (cache_.over_dirty_limit()) return step::over_limit;
+    if (!paced && pause_ns() != 0) return step::paced;
   }
   if (!p) {
     page* frame = cache_.try_allocate_frame();
@@ -104,18 +112,21 @@ std::size_t address_space::try_write(std::uint64_t offset,
 }
 
 task<> address_space::write(std::uint64_t offset, std::span<const std::byte> data) {
+  bool paced = false;
   while (!data.empty()) {
     const std::size_t from = offset % page_bytes;
     const std::size_t n = std::min(data.size(), page_bytes - from);
     page_ref p;
-    const step s = write_in_page(page_of(offset), from, data.first(n), p);
+    const step s = write_in_page(page_of(offset), from, data.first(n), p, paced);
     if (s != step::done) {
+      paced = paced || s == step::paced;
       const result<> waited = co_await wait_for(s, page_of(offset), from, from + n, p);
       if (!waited) co_return fail(waited.error());
       continue;
     }
     offset += n;
     data = data.subspan(n);
+    paced = false;
   }
   co_return result<>{};
 }
@@ -158,6 +169,11 @@ task<> address_space::wait_for(step s, std::uint64_t index, std::size_t from, st
       if (over_error_limit()) co_return fail(write_error());
       break;
     }
+    case step::paced:
+      p.reset();
+      cache_.count().paced_writes.add();
+      co_await sleep_for(pause_ns());
+      break;
     case step::over_limit: {
       p.reset();
       cache_.count().throttled_writes.add();

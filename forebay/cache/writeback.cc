@@ -71,6 +71,7 @@ void address_space::end_writeback(page& p, std::int32_t status) noexcept {
     const scoped_lock hold(lock_);
     index_.clear_tag(index, page_tag::writeback);
     cache_.count_writeback(-1);
+    if (status == 0) pacer_.written(monotonic_clock::now_ns(), 1);
     if (status != 0) {
       index_.set_tag(index, page_tag::dirty);
       p.set(page_dirty | page_error);
@@ -176,6 +177,7 @@ task<address_space::sweep> address_space::write_back(std::uint64_t offset, std::
   std::error_code error;
   const std::uint64_t end = page_of(offset + length - 1) + 1;
   for (std::uint64_t at = page_of(offset); at < end && !error;) {
+    batch.set_depth(cache_.over_free_run() ? bio_batch::full_depth : bio_batch::background_depth);
     std::size_t n = 0;
     {
       const scoped_lock hold(lock_);

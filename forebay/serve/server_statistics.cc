@@ -39,6 +39,7 @@ json cache_json(page_cache& cache) {
       {"pages_written", s.pages_written},
       {"write_errors", s.write_errors},
       {"throttled_writes", s.throttled_writes},
+      {"paced_writes", s.paced_writes},
       {"frame_waits", s.frame_waits},
   };
 }
