@@ -1,5 +1,6 @@
 """Measures the way to a device: reads of an image by uring_queue_pair beside fio's io_uring engine at equal depth, and large
-reads into an arena beside the same into what malloc gives. bench/README.md says what each case means.
+reads into an arena beside the same into what malloc gives, and writes through the page cache beside the kernel's.
+bench/README.md says what each case means.
 
 Samples alternate, round after round. Both sides read at random places that differ from round to round.
 """
@@ -57,8 +58,12 @@ MEASURES = [
 ]
 
 
+WRITE_BACK = "write-back"
+WRITES = 250_000
+
+
 def names():
-    return [m.name for m in MEASURES]
+    return [m.name for m in MEASURES] + [WRITE_BACK]
 
 
 class DeviceBench:
@@ -100,6 +105,36 @@ class DeviceBench:
             result["aims"] = [compare(aim, rounds["forebay"], rounds[measure.peer_name]) for aim in measure.aims]
         print_result(result, measure)
         return result
+
+
+    def run_write_back(self, program, image):
+        """Random writes over `image` and a flush, through our page cache and through the kernel's."""
+        result = {"name": WRITE_BACK, "title": f"{WRITES:,} random 4 KiB writes through a page cache, then a flush"}
+        rounds = {"forebay": [], "kernel": []}
+        try:
+            for i in range(self.rounds):
+                for way, samples in rounds.items():
+                    self.progress(f"{WRITE_BACK}: round {i + 1} of {self.rounds}, {way}")
+                    samples.append(json.loads(output([program, image, "--way", way, "--count", WRITES])))
+        except Refused as e:
+            result["failed"] = str(e)
+        self.progress("")
+        print(f"\n{WRITE_BACK}: {result['title']}")
+        if "failed" in result:
+            print(f"  {result['failed']}")
+            return result
+        figures = ("op/s", "cpu_us", "p99.9_ms", "longest_ms", "flush_ms")
+        medians = {n: {k: statistics.median(r[k] for r in of) for k in figures} for n, of in rounds.items()}
+        print(f"  {'':<16}" + "".join(f"{h:>12}" for h in ("op/s", "CPU us/op", "p99.9 ms", "longest ms", "a flush ms")))
+        for name, m in medians.items():
+            cells = [f"{m['op/s']:,.0f}"] + [f"{m[k]:.2f}" for k in figures[1:]]
+            print(f"  {name:<16}" + "".join(f"{c:>12}" for c in cells))
+        faster = compare(("op/s", "at least", 1.3), rounds["forebay"], rounds["kernel"])
+        shorter = compare(("longest_ms", "at most", 1.0), rounds["forebay"], rounds["kernel"])
+        for label, a in (("writes a second until durable", faster), ("longest write", shorter)):
+            print(f"  {label}: {a['ratio']:.2f} of the kernel's (rounds {a['lowest']:.2f} to {a['highest']:.2f}); "
+                  f"aim: {a['sense']} {a['bound']}: {'reached' if a['reached'] else 'NOT reached'}")
+        return {**result, "medians": medians, "rounds": rounds, "aims": [faster, shorter]}
 
 
 def compare(aim, ours, peers):
