@@ -154,6 +154,31 @@ TYPED_TEST(eviction_policies, what_is_refused_hides_nothing) {
   for (std::size_t i = 0; i < 1000; ++i) EXPECT_EQ(cache.in(i), i % 10 != 3);
 }
 
+// Writers that are faster than their device: what is new is dirty, what is old is not.
+TYPED_TEST(eviction_policies, what_is_new_and_refused_is_not_gone_through_for_each_that_is_wanted) {
+  cache_of<TypeParam> cache(4000, 40'000);
+  for (std::size_t i = 0; i < 6000; ++i) cache.access(i);
+  std::uint64_t looks = 0;
+  constexpr std::size_t fresh = 2000;
+  constexpr std::size_t dirty = 1500;
+  for (std::size_t i = 6000; i < 6000 + fresh; ++i) {
+    while (cache.free == 0) {
+      cache.free += cache.policy
+                        .reclaim(32, 4096,
+                                 [&looks](entry& e) noexcept {
+                                   ++looks;
+                                   return !e.pinned;
+                                 })
+                        .freed;
+    }
+    --cache.free;
+    cache.policy.insert(cache.all[i]);
+    cache.all[i].pinned = true;
+    cache.all[i - dirty].pinned = false;  // written back
+  }
+  EXPECT_LE(looks, 10 * fresh);
+}
+
 TYPED_TEST(eviction_policies, one_call_looks_at_no_more_than_it_may) {
   cache_of<TypeParam> cache(1000, 1000);
   for (std::size_t i = 0; i < 1000; ++i) cache.access(i);

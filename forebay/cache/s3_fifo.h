@@ -143,6 +143,9 @@ class s3_fifo_policy {
   using refusals = std::array<std::uint64_t, 3>;  // entries that were not to be had, in one call
 
   static constexpr unsigned uses_to_stay = 2;
+  // While writers are faster than their device, all of the small queue is dirty: to go through it
+  // for each page that is wanted would cost more than the page.
+  static constexpr unsigned patience = 32;
 
   static constexpr std::uint64_t share(double of, std::uint64_t whole) noexcept {
     return static_cast<std::uint64_t>(of * static_cast<double>(whole));
@@ -164,14 +167,17 @@ class s3_fifo_policy {
   }
 
   // From where the next one is to go: small while it is as large as it should be, else main; the
-  // other one if everything there was refused; nowhere if that holds for both.
+  // other one if everything there was refused, or much and less there; nowhere if all was in both.
   where next(const refusals& refused) noexcept {
     if (queue(in_small).count() <= refused[in_small] && !queue(in_window).empty()) leave_window();
     const bool small_has = queue(in_small).count() > refused[in_small];
     const bool main_has = queue(in_main).count() > refused[in_main];
     if (!small_has && !main_has) return nowhere;
     if (!small_has) return in_main;
-    return small_weight() >= target_ || !main_has ? in_small : in_main;
+    if (!main_has) return in_small;
+    const where first = small_weight() >= target_ ? in_small : in_main;
+    const where other = first == in_small ? in_main : in_small;
+    return refused[first] >= patience && refused[other] < refused[first] ? other : first;
   }
 
   void remember(std::uint64_t key, where from) noexcept {
