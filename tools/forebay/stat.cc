@@ -52,6 +52,9 @@ void print_cache(const json& c) {
   fmt::print("  free        {}\n", pages(n("free_pages")));
   fmt::print("  read {} pages, written {}, evicted {} ({})\n", n("pages_read"), n("pages_written"),
              n("evictions"), c["eviction"].get<std::string>());
+  if (n("paced_writes") + n("throttled_writes") != 0) {
+    fmt::print("  writers slowed {} times, stopped {}\n", n("paced_writes"), n("throttled_writes"));
+  }
   if (n("write_errors") != 0) {
     fmt::print("  WRITE ERRORS {}, pages that wait for a retry {}\n", n("write_errors"),
                n("error_pages"));
