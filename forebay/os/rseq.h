@@ -28,6 +28,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <type_traits>
 
 #include "forebay/base/cache_line.h"
 #include "forebay/base/sanitizer.h"
@@ -108,6 +109,12 @@ inline std::uint32_t push_some(cpu_slot* slots, std::uint32_t slot_count, const 
 // loaded there; then `expected` is the caller's alone. False changes nothing.
 inline bool replace(cpu_slot* slots, std::uint32_t cpu, item_stack* expected,
                     item_stack* replacement) noexcept;
+
+// For cpu_locked (os/cpu_lock.h): makes this CPU's slot busy, if it is neither busy nor closed, and
+// returns where it lies; null changes nothing. Slots are `Stride` bytes apart.
+template <std::size_t Stride>
+inline void* try_lock(void* slots, std::uint32_t slot_count,
+                      std::integral_constant<std::size_t, Stride> stride) noexcept;
 
 #endif
 

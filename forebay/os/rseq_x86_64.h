@@ -16,6 +16,7 @@
 #include <sys/rseq.h>
 
 #include <algorithm>
+#include <type_traits>
 
 #include "forebay/os/rseq.h"
 
@@ -210,6 +211,34 @@ inline bool replace(cpu_slot* slots, std::uint32_t cpu, item_stack* expected,
   return true;
 changed:
   return false;
+}
+
+// The words at the start of a slot: busy, closed.
+template <std::size_t Stride>
+inline void* try_lock(void* slots, std::uint32_t slot_count,
+                      std::integral_constant<std::size_t, Stride> /*of slots*/) noexcept {
+  std::uint64_t a;
+  asm volatile goto(
+      FOREBAY_RSEQ_BEGIN
+      "movl %%fs:4(%[off]), %k[a]\n"
+      "cmpl %[limit], %k[a]\n"
+      "jae %l[taken]\n"
+      "imulq %[stride], %[a], %[a]\n"
+      "addq %[slots], %[a]\n"
+      "cmpl $0, (%[a])\n"
+      "jne %l[taken]\n"
+      "cmpl $0, 4(%[a])\n"
+      "jne %l[taken]\n"
+      "movl $1, (%[a])\n"
+      "2:\n"
+      : [a] "=&r"(a)
+      : [off] "r"(__rseq_offset), [slots] "r"(slots), [limit] "r"(slot_count), [stride] "i"(Stride)
+      : "memory", "cc"
+      : taken);
+  asm volatile("");  // see the file's head
+  return reinterpret_cast<void*>(a);
+taken:
+  return nullptr;
 }
 
 #undef FOREBAY_RSEQ_BEGIN
