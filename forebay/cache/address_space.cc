@@ -130,13 +130,26 @@ void address_space::mark_dirty(page& p) noexcept {
   if (p.test(page_dirty)) return;
   {
     const scoped_lock hold(lock_);
-    index_.set_tag(p.index.load(std::memory_order_relaxed), page_tag::dirty);  // relaxed: held
-    p.set(page_dirty);
-    cache_.count_dirty(1);
-    if (cache_.over_free_run()) {
-      pacer_.dirtied(monotonic_clock::now_ns(), 1, cache_.dirty_levels());
-    }
+    set_dirty(p);
+    pace_dirtied();
   }
+  call_flusher();
+}
+
+void address_space::set_dirty(page& p) noexcept {
+  if ((p.set(page_dirty) & page_dirty) != 0) return;
+  index_.set_tag(p.index.load(std::memory_order_relaxed), page_tag::dirty);  // relaxed: held
+  cache_.count_dirty(1);
+}
+
+// Tells the pacer of a page that a writer has dirtied.
+void address_space::pace_dirtied() noexcept {
+  if (!cache_.over_free_run()) return;
+  pacer_.dirtied(monotonic_clock::now_ns(), 1, cache_.dirty_levels());
+}
+
+// Wakes the flusher if there is something for it to do.
+void address_space::call_flusher() noexcept {
   // relaxed: a flusher that goes idle looks at the limit itself afterwards.
   if (cache_.over_background_limit() && flusher_idle_.load(std::memory_order_relaxed)) {
     flusher_wanted_.wake_all();

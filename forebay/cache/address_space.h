@@ -9,9 +9,10 @@
 //  1. A page is put into the index only under lock_, locked and not uptodate, and gets its identity
 //  (owner, index) there.
 //  2. Data changes only under the page lock, and not while page_writeback is set (stable pages):
-//  what is written is not torn.
-//  3. Clean becomes dirty under page lock and lock_, together with the index's tag; dirty becomes
-//  writeback likewise.
+//  what is written is not torn. A block also changes under its buffer's lock, which stands in for
+//  both: no write-back of a block starts while it is held (see buffer_head.h).
+//  3. Clean becomes dirty under page lock (or buffer lock) and lock_, together with the index's
+//  tag; dirty becomes writeback under page lock and lock_.
 //  4. A page leaves the index by eviction (its count frozen at the index's own reference, clean) or
 //  by a discard (page locked).
 //  5. While a discard works on a range, nothing is put into the index there and no write-back
@@ -145,6 +146,7 @@ class address_space {
     no_memory,
     needs_read,
     paced,
+    buffer_locked,
     over_limit,
     failing,
     discarding
@@ -160,7 +162,25 @@ class address_space {
   // Frames taken ahead for a run of missing pages.
   class frame_supply;
 
+  // What the block API and the ends of a buffer's I/O do here.
+  friend class block_api;
+  friend void end_buffer_read_sync(buffer_head& b, std::int32_t status) noexcept;
+  friend void end_buffer_async_read(buffer_head& b, std::int32_t status) noexcept;
+  friend void end_buffer_async_write(buffer_head& b, std::int32_t status) noexcept;
+  static address_space& space_of(const buffer_head& b) noexcept {
+    // acquire: sees it whole. Who has locked a buffer keeps its page in the index.
+    return *static_cast<address_space*>(b.frame->owner.load(std::memory_order_acquire));
+  }
+
   std::size_t valid_bytes(std::uint64_t index) const noexcept;
+  std::size_t valid_bytes(const page& p) const noexcept {
+    return valid_bytes(p.index.load(std::memory_order_relaxed));  // relaxed: held by the caller
+  }
+  // What a page's state is kept by: the size of its buffers, or of those it would get.
+  std::size_t block_bytes_of(const page& p) const noexcept {
+    const buffer_head* const b = page_buffers(p);
+    return b != nullptr ? b->size_bytes : block_bytes_;
+  }
   static std::uint64_t page_of(std::uint64_t offset) noexcept { return offset >> page_shift; }
 
   // address_space.cc: the index
@@ -171,6 +191,9 @@ class address_space {
   std::uint64_t next_unwritten(std::uint64_t offset, std::uint64_t end) noexcept
       FOREBAY_EXCLUDES(lock_);
   void mark_dirty(page& p) noexcept FOREBAY_EXCLUDES(lock_);
+  void set_dirty(page& p) noexcept FOREBAY_REQUIRES(lock_);
+  void pace_dirtied() noexcept FOREBAY_REQUIRES(lock_);
+  void call_flusher() noexcept;
   void clear_dirty(page& p) noexcept FOREBAY_REQUIRES(lock_);
   // Whether a discard works on any page of [first, end).
   bool being_discarded(std::uint64_t first, std::uint64_t end) const noexcept
@@ -194,6 +217,8 @@ class address_space {
   bool fill_from_hole(std::uint64_t offset, std::byte* data, std::size_t bytes,
                       std::uint64_t& data_until) noexcept;
   static void end_read(address_space& self, const bio& b) noexcept;
+  // Ends the I/O of the buffers of a page that a bio transferred. The last may let go of the page.
+  static void end_buffers(page& p, std::size_t from, std::size_t to, std::int32_t status) noexcept;
 
   // Calls f(page, from, to) for each page that a read or write bio transfers a part of.
   template <typename F>
@@ -233,7 +258,8 @@ class address_space {
   std::size_t collect(std::uint64_t& from, std::uint64_t end, page_tag tag,
                       std::span<page_ref> out) noexcept FOREBAY_REQUIRES(lock_);
   bool any_failed(std::uint64_t from, std::uint64_t end) const noexcept FOREBAY_REQUIRES(lock_);
-  bool start_writeback(page& p) noexcept FOREBAY_EXCLUDES(lock_);
+  enum class start_outcome { started, discarding, buffer_locked };
+  start_outcome start_writeback(page& p) noexcept FOREBAY_EXCLUDES(lock_);
   void end_writeback(page& p, std::int32_t status) noexcept FOREBAY_EXCLUDES(lock_);
   static void end_write(address_space& self, const bio& b) noexcept;
   task<bool> wait_for_writeback(std::uint64_t first, std::uint64_t end);

@@ -25,7 +25,7 @@ bool is_unsupported(std::error_code e) noexcept {
 void address_space::zero_in_place(page& p) noexcept {
   std::memset(p.data(), 0, page_bytes);
   for_each_buffer(p, 0, page_bytes, [](buffer_head& b) {
-    b.clear(bh_dirty);
+    b.clear(bh_dirty | bh_write_error);
     b.set(bh_uptodate);
   });
   p.set(page_uptodate | page_zero);
@@ -84,7 +84,13 @@ task<> address_space::punch_pages(std::uint64_t first, std::uint64_t end, bio_op
     may_have_holes_.store(true, std::memory_order_relaxed);  // relaxed: a hint
     std::uint64_t at = first;
     while (const page_ref p = next_page(at, end)) {
-      while (!try_lock_page(*p)) co_await wait_until_clear(*p, page_locked);
+      for (;;) {
+        while (!try_lock_page(*p)) co_await wait_until_clear(*p, page_locked);
+        buffer_head* const busy = locked_buffer(*p, 0, page_bytes);
+        if (busy == nullptr) break;
+        unlock_page(*p);
+        co_await wait_until_unlocked(*busy);
+      }
       drop_page(*p);
       unlock_page(*p);
     }

@@ -154,6 +154,12 @@ task<std::size_t> address_space::add_missing(std::uint64_t offset, std::size_t l
       unlock_page(p);
       continue;
     }
+    if (page_buffers(p) != nullptr) {
+      for_each_buffer(p, part.from, part.to, [](buffer_head& b) {
+        b.end_io = &end_buffer_async_read;
+        b.set(bh_async_read | bh_lock | bh_req);
+      });
+    }
     while (!batch.try_append(at, p.data() + part.from, part.to - part.from)) co_await batch.room();
   }
   cache_.count().misses.add(added);
@@ -164,14 +170,35 @@ task<std::size_t> address_space::add_missing(std::uint64_t offset, std::size_t l
 void address_space::end_read(address_space& self, const bio& b) noexcept {
   std::int64_t pages = 0;
   self.for_each_page(b, [&](page& p, std::size_t from, std::size_t to) {
-    const std::uint64_t index = p.index.load(std::memory_order_relaxed);  // relaxed: locked by us
-    if (b.status == 0) {
-      set_uptodate(p, from, to, self.valid_bytes(index));
-      ++pages;
-    }
+    if (b.status == 0) ++pages;
+    if (page_buffers(p) != nullptr) return end_buffers(p, from, to, b.status);
+    if (b.status == 0) set_uptodate(p, from, to, self.valid_bytes(p));
     unlock_page(p);
   });
   self.cache_.count().pages_read.add(pages);
+}
+
+void address_space::end_buffers(page& p, std::size_t from, std::size_t to,
+                                std::int32_t status) noexcept {
+  std::array<buffer_head*, page_bytes / 512> ending{};
+  std::size_t count = 0;
+  for_each_buffer(p, from, to, [&](buffer_head& b) { ending[count++] = &b; });
+  for (std::size_t i = 0; i < count; ++i) ending[i]->end_io(*ending[i], status);
+}
+
+void end_buffer_async_read(buffer_head& b, std::int32_t status) noexcept {
+  page& p = *b.frame;
+  if (status == 0) set_buffer_uptodate(b, address_space::space_of(b).valid_bytes(p));
+  unlock_buffer(b, bh_async_read);
+  bool busy = false;
+  for_each_buffer(p, 0, page_bytes,
+                  [&](const buffer_head& bh) { busy = busy || bh.test(bh_async_read); });
+  if (!busy) unlock_page(p);
+}
+
+void end_buffer_read_sync(buffer_head& b, std::int32_t status) noexcept {
+  if (status == 0) set_buffer_uptodate(b, address_space::space_of(b).valid_bytes(*b.frame));
+  unlock_buffer(b);
 }
 
 task<std::size_t> address_space::pin(std::uint64_t offset, std::size_t length,
@@ -216,7 +243,14 @@ task<std::size_t> address_space::pin(std::uint64_t offset, std::size_t length,
 
 // Fills a part of a page that the caller holds; false if the page is no longer in the index.
 task<bool> address_space::fill_page(page& p, std::size_t from, std::size_t to) {
-  while (!try_lock_page(p)) co_await wait_until_clear(p, page_locked);
+  for (;;) {
+    while (!try_lock_page(p)) co_await wait_until_clear(p, page_locked);
+    // Somebody is filling, or reading, a block by itself.
+    buffer_head* const busy = locked_buffer(p, from, to, bh_uptodate);
+    if (busy == nullptr) break;
+    unlock_page(p);
+    co_await wait_until_unlocked(*busy);
+  }
   result<> r;
   const bool here = owns(p);
   if (here && !is_uptodate(p, from, to)) r = co_await fill_locked(p, from, to);
@@ -229,8 +263,9 @@ task<bool> address_space::fill_page(page& p, std::size_t from, std::size_t to) {
 task<> address_space::fill_locked(page& p, std::size_t from, std::size_t to) {
   const std::uint64_t index = p.index.load(std::memory_order_relaxed);  // relaxed: locked by us
   const std::size_t valid = valid_bytes(index);
-  from = round_down(from, block_bytes_);
-  to = std::min(round_up(to, block_bytes_), valid);
+  const std::size_t block = block_bytes_of(p);
+  from = round_down(from, block);
+  to = std::min(round_up(to, block), valid);
   if (page_buffers(p) == nullptr && (from != 0 || to != valid) &&
       !create_empty_buffers(p, cache_.buffers(), device_, block_bytes_)) {
     from = 0;  // no memory for buffer heads: the whole page needs none
@@ -245,6 +280,7 @@ task<> address_space::fill_locked(page& p, std::size_t from, std::size_t to) {
         p, from, to, [](const buffer_head& b) { return !b.test(bh_uptodate); },
         [&](std::size_t run_from, std::size_t run_to) {
           parts[count++] = {run_from, std::min(run_to, valid)};
+          for_each_buffer(p, run_from, run_to, [](buffer_head& b) { b.set(bh_req); });
         });
   }
   std::uint64_t data_until = 0;

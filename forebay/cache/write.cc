@@ -73,12 +73,12 @@ address_space::step address_space::write_in_page(std::uint64_t index, std::size_
 address_space::step address_space::write_locked(page& p, std::size_t from,
                                                 std::span<const std::byte> data) noexcept {
   const std::size_t to = from + data.size();
-  const std::size_t valid =
-      valid_bytes(p.index.load(std::memory_order_relaxed));  // relaxed: locked
+  const std::size_t valid = valid_bytes(p);
+  if (locked_buffer(p, from, to) != nullptr) return step::buffer_locked;
   if (!p.test(page_uptodate) && (from != 0 || to != valid)) {
     if (!create_empty_buffers(p, cache_.buffers(), device_, block_bytes_)) return step::no_memory;
     // Blocks that the write covers only in part must be valid first.
-    const std::size_t block = block_bytes_;
+    const std::size_t block = block_bytes_of(p);
     if (!is_aligned(from, block) && !is_uptodate(p, from, from + 1)) return step::needs_read;
     if (!is_aligned(to, block) && to != valid && !is_uptodate(p, to - 1, to)) {
       return step::needs_read;
@@ -90,8 +90,8 @@ address_space::step address_space::write_locked(page& p, std::size_t from,
     for_each_buffer(p, from, to, [](buffer_head& b) { b.set(bh_uptodate | bh_dirty); });
   }
   if (!p.test(page_uptodate)) {
-    set_uptodate(p, round_down(from, std::size_t{block_bytes_}),
-                 std::min(round_up(to, std::size_t{block_bytes_}), valid), valid);
+    const std::size_t block = block_bytes_of(p);
+    set_uptodate(p, round_down(from, block), std::min(round_up(to, block), valid), valid);
   }
   mark_dirty(p);
   return step::done;
@@ -144,6 +144,11 @@ task<> address_space::wait_for(step s, std::uint64_t index, std::size_t from, st
     case step::page_writeback:
       co_await wait_until_clear(*p, page_writeback);
       break;
+    case step::buffer_locked:
+      if (buffer_head* const b = locked_buffer(*p, from, to); b != nullptr) {
+        co_await wait_until_unlocked(*b);
+      }
+      break;
     case step::no_memory:
       p.reset();
       if (!cache_.try_make_room()) co_await cache_.frames_available();
@@ -155,8 +160,9 @@ task<> address_space::wait_for(step s, std::uint64_t index, std::size_t from, st
       // The two edges; the blocks between them are about to be overwritten. A page that has left
       // the index meanwhile is looked for again.
       result<bool> r = true;
-      if (!is_aligned(from, std::size_t{block_bytes_})) r = co_await fill_page(*p, from, from + 1);
-      if (r && !is_aligned(to, std::size_t{block_bytes_})) r = co_await fill_page(*p, to - 1, to);
+      const std::size_t block = block_bytes_of(*p);
+      if (!is_aligned(from, block)) r = co_await fill_page(*p, from, from + 1);
+      if (r && !is_aligned(to, block)) r = co_await fill_page(*p, to - 1, to);
       if (!r) co_return fail(r.error());
       break;
     }

@@ -43,12 +43,19 @@ bool address_space::any_failed(std::uint64_t from, std::uint64_t end) const noex
   return false;
 }
 
-// Dirty becomes writeback; the caller holds the page lock. False, and nothing changes, inside a
-// range that is being discarded.
-bool address_space::start_writeback(page& p) noexcept {
+// Dirty becomes writeback; the caller holds the page lock. Nothing changes inside a range that is
+// being discarded, nor while somebody has locked a buffer that would be written.
+address_space::start_outcome address_space::start_writeback(page& p) noexcept {
   const std::uint64_t index = p.index.load(std::memory_order_relaxed);  // relaxed: locked by us
   const scoped_lock hold(lock_);
-  if (being_discarded(index)) return false;
+  if (being_discarded(index)) return start_outcome::discarding;
+  bool locked = false;
+  if (page_buffers(p) != nullptr) {
+    for_each_buffer(p, 0, valid_bytes(index), [&](const buffer_head& b) {
+      locked = locked || (b.test(bh_dirty) && b.test(bh_lock));
+    });
+  }
+  if (locked) return start_outcome::buffer_locked;
   index_.clear_tag(index, page_tag::dirty);
   index_.set_tag(index, page_tag::writeback);
   p.set(page_writeback);
@@ -57,11 +64,12 @@ bool address_space::start_writeback(page& p) noexcept {
   if (page_buffers(p) != nullptr) {
     for_each_buffer(p, 0, valid_bytes(index), [](buffer_head& b) {
       if (!b.test(bh_dirty)) return;
-      b.clear(bh_dirty);
-      b.set(bh_async_write);
+      b.end_io = &end_buffer_async_write;
+      b.clear(bh_dirty | bh_write_error);
+      b.set(bh_async_write | bh_lock | bh_req);
     });
   }
-  return true;
+  return start_outcome::started;
 }
 
 // Writeback becomes clean, or dirty again if it failed: the data is kept and tried again.
@@ -73,9 +81,8 @@ void address_space::end_writeback(page& p, std::int32_t status) noexcept {
     cache_.count_writeback(-1);
     if (status == 0) pacer_.written(monotonic_clock::now_ns(), 1);
     if (status != 0) {
-      index_.set_tag(index, page_tag::dirty);
-      p.set(page_dirty | page_error);
-      cache_.count_dirty(1);
+      set_dirty(p);  // it may be already, for a block that was not part of this write
+      p.set(page_error);
       cache_.count_error(1);
       error_.store(status, std::memory_order_relaxed);       // relaxed: says it all itself
       error_pages_.fetch_add(1, std::memory_order_relaxed);  // relaxed: under lock_
@@ -91,18 +98,23 @@ void address_space::end_writeback(page& p, std::int32_t status) noexcept {
 void address_space::end_write(address_space& self, const bio& b) noexcept {
   self.for_each_page(b, [&](page& p, std::size_t from, std::size_t to) {
     if (page_buffers(p) == nullptr) return self.end_writeback(p, b.status);
-    for_each_buffer(p, from, to, [&b](buffer_head& bh) {
-      if (b.status != 0) bh.set(bh_dirty);
-      bh.clear(bh_async_write);
-    });
-    bool busy = false;
-    bool failed = false;
-    for_each_buffer(p, 0, page_bytes, [&](const buffer_head& bh) {
-      busy = busy || bh.test(bh_async_write);
-      failed = failed || bh.test(bh_dirty);  // nothing else dirties a page under write-back
-    });
-    if (!busy) self.end_writeback(p, !failed ? 0 : b.status != 0 ? b.status : -EIO);
+    end_buffers(p, from, to, b.status);
   });
+}
+
+void end_buffer_async_write(buffer_head& b, std::int32_t status) noexcept {
+  page& p = *b.frame;
+  address_space& space = address_space::space_of(b);
+  if (status != 0) b.set(bh_write_error | bh_dirty);
+  unlock_buffer(b, status == 0 ? bh_async_write | bh_new : bh_async_write);
+  // The bios of a page belong to one sweep, and end one after the other on its thread.
+  bool busy = false;
+  bool failed = false;
+  for_each_buffer(p, 0, page_bytes, [&](const buffer_head& bh) {
+    busy = busy || bh.test(bh_async_write);
+    failed = failed || bh.test(bh_write_error);
+  });
+  if (!busy) space.end_writeback(p, !failed ? 0 : status != 0 ? status : -EIO);
 }
 
 // Starts the write-back of one pinned page if it is still dirty, and counts it. `from` and `to` are
@@ -125,10 +137,15 @@ task<> address_space::write_back_page(page& p, bio_batch& batch, std::uint64_t f
       co_await wait_until_clear(p, page_writeback);
       continue;
     }
-    if (start_writeback(p)) break;
+    const start_outcome outcome = start_writeback(p);
+    if (outcome == start_outcome::started) break;
     unlock_page(p);
     batch.submit();
-    co_await discard_over(p.index.load(std::memory_order_relaxed));  // relaxed: held by the pin
+    if (outcome == start_outcome::discarding) {
+      co_await discard_over(p.index.load(std::memory_order_relaxed));  // relaxed: held by the pin
+    } else if (buffer_head* const b = locked_buffer(p, 0, page_bytes); b != nullptr) {
+      co_await wait_until_unlocked(*b);
+    }
   }
   ++done.pages;
   const std::uint64_t index = p.index.load(std::memory_order_relaxed);  // relaxed: locked by us
