@@ -93,6 +93,36 @@ class basic_refcount {
     return true;
   }
 
+  // The same for `n` references at once, which are few against the maximum: none, if the count is
+  // zero.
+  [[nodiscard]] bool get_unless_zero(std::uint32_t n) noexcept {
+    std::uint32_t old =
+        count_.load(std::memory_order_relaxed);  // relaxed: the exchange below decides
+    do {
+      if (old == 0) return false;
+      if (old > max - n) [[unlikely]] {
+        saturate(refcount_misuse::add_not_zero_overflow, old);
+        return true;
+      }
+      // acquire: as for one reference.
+    } while (!count_.compare_exchange_weak(old, old + n, std::memory_order_acquire,
+                                           std::memory_order_relaxed));  // relaxed: retried
+    return true;
+  }
+
+  // Gives `n` references back, at least one; true as put().
+  [[nodiscard]] bool put(std::uint32_t n) noexcept {
+    // release: as in put().
+    const std::uint32_t old = count_.fetch_sub(n, std::memory_order_release);
+    if (old == n) {
+      static_cast<void>(count_.load(std::memory_order_acquire));  // acquire: as in put()
+      return true;
+    }
+    if (old < n || old > max) [[unlikely]]
+      saturate(refcount_misuse::sub_use_after_free, old);
+    return false;
+  }
+
   // Gives a reference back. True exactly once, for the last holder, who then owns the object alone.
   [[nodiscard]] bool put() noexcept {
     // release: what this holder wrote is seen by who frees the object.

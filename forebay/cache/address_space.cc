@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "forebay/base/cache_line.h"
+#include "forebay/cache/block_api.h"
 
 namespace forebay {
 
@@ -20,6 +21,7 @@ address_space::address_space(page_cache& cache, device& dev, options opts)
 }
 
 address_space::~address_space() {
+  cache_.lru().invalidate(this);
   std::uint64_t at = 0;
   for (;;) {
     page* p = nullptr;
@@ -31,6 +33,7 @@ address_space::~address_space() {
       p = found->frame;
       FOREBAY_ASSERT(!p->test(page_writeback));
       p->refs.get();
+      block_api::disassociate(*p);
     }
     remove_page(*p);
     drop_buffers(*p, cache_.buffers());
@@ -102,6 +105,7 @@ bool address_space::evict(page& p, std::uint32_t holders) noexcept {
     p.refs.set(holders);
     return false;
   }
+  block_api::disassociate(p);
   index_.erase(p.index.load(std::memory_order_relaxed));  // relaxed: frozen
   p.owner.store(nullptr, std::memory_order_relaxed);      // relaxed: nobody can take a reference
   return true;

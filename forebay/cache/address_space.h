@@ -164,6 +164,7 @@ class address_space {
 
   // What the block API and the ends of a buffer's I/O do here.
   friend class block_api;
+  friend class associated_buffers;
   friend void end_buffer_read_sync(buffer_head& b, std::int32_t status) noexcept;
   friend void end_buffer_async_read(buffer_head& b, std::int32_t status) noexcept;
   friend void end_buffer_async_write(buffer_head& b, std::int32_t status) noexcept;

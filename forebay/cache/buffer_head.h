@@ -20,7 +20,7 @@
 //
 // Who uses a buffer holds a reference on its page, and that is the buffer's use count: the buffers
 // of a page come and go together, with nobody but the index holding the page (its count frozen).
-// get_bh(), put_bh() and buffer_ref (cache/buffer_ref.h) count there.
+// get_bh(), put_bh() and bh_ref (cache/buffer_lru.h) count there.
 //
 // Guards: state is atomic. bh_lock is set under the page lock only, so who holds the page lock sees
 // no buffer become locked; it may be cleared at any time by who set it. bh_uptodate is set under

@@ -66,7 +66,7 @@ bool page_cache::try_make_room() noexcept {
     if (r.freed != 0) return true;
     // Buffers that wait free in CPU caches keep frames as well. (Index nodes are type-stable: their
     // frames stay, and none of them waits while an index wants one.)
-    if (r.second_chances == 0) return buffers_.slabs().shrink() != 0;
+    if (r.second_chances == 0) return lru_.invalidate() != 0 || buffers_.slabs().shrink() != 0;
   }
 }
 
@@ -128,7 +128,7 @@ unsigned page_cache::evict_pages(unsigned wanted) noexcept {
   while (freed < wanted) {
     const eviction_progress r = reclaim(std::min(wanted - freed, reclaim_batch));
     freed += static_cast<unsigned>(r.freed);
-    if (r.freed == 0 && r.second_chances == 0) break;
+    if (r.freed == 0 && r.second_chances == 0 && lru_.invalidate() == 0) break;
   }
   return freed;
 }
@@ -206,6 +206,9 @@ page_cache_statistics page_cache::statistics() const noexcept {
   s.throttled_writes = value(counters_.throttled_writes);
   s.paced_writes = value(counters_.paced_writes);
   s.frame_waits = value(frame_waits_);
+  const auto lru = lru_.statistics();
+  s.buffer_lru_hits = lru.hits;
+  s.buffer_lru_misses = lru.misses;
   return s;
 }
 

@@ -25,6 +25,7 @@
 #include "forebay/block/bio.h"
 #include "forebay/cache/bio_pool.h"
 #include "forebay/cache/buffer_head.h"
+#include "forebay/cache/buffer_lru.h"
 #include "forebay/cache/dirty_pacer.h"
 #include "forebay/cache/frame_eviction.h"
 #include "forebay/cache/page_index.h"
@@ -49,12 +50,14 @@ struct page_cache_statistics {
   eviction_policy eviction = eviction_policy::adaptive;
   std::uint64_t eviction_history_bytes = 0;  // outside of the arena
   std::uint64_t evictions = 0;
-  std::uint64_t pages_read = 0;        // filled from the device
-  std::uint64_t pages_written = 0;     // write-back completed
-  std::uint64_t write_errors = 0;      // pages whose write-back failed
-  std::uint64_t throttled_writes = 0;  // times a writer met the hard limit
-  std::uint64_t paced_writes = 0;      // times a writer was slowed on the way there
-  std::uint64_t frame_waits = 0;       // times somebody found no frame to take
+  std::uint64_t pages_read = 0;         // filled from the device
+  std::uint64_t pages_written = 0;      // write-back completed
+  std::uint64_t write_errors = 0;       // pages whose write-back failed
+  std::uint64_t throttled_writes = 0;   // times a writer met the hard limit
+  std::uint64_t paced_writes = 0;       // times a writer was slowed on the way there
+  std::uint64_t frame_waits = 0;        // times somebody found no frame to take
+  std::uint64_t buffer_lru_hits = 0;    // blocks found in their CPU's array
+  std::uint64_t buffer_lru_misses = 0;  // blocks that were looked up in their page
 };
 
 class page_cache {
@@ -164,6 +167,8 @@ class page_cache {
   slab_cache& nodes() noexcept { return nodes_; }
   buffer_cache& buffers() noexcept { return buffers_; }
   bio_pool& bios() noexcept { return bios_; }
+  // The buffers that each CPU used last: they keep their pages from being evicted.
+  buffer_lru& lru() noexcept { return lru_; }
 
   // Accounting by address spaces.
   void count_dirty(std::int32_t delta) noexcept {
@@ -214,6 +219,7 @@ class page_cache {
   std::unique_ptr<arena> arena_;
   slab_cache nodes_;
   buffer_cache buffers_;
+  buffer_lru lru_;
   bio_pool bios_;
   std::atomic<std::uint32_t> background_limit_;  // pages, as are the next two; follow_limit()
   std::atomic<std::uint32_t> dirty_limit_;

@@ -36,6 +36,7 @@ shrinker::scan_result page_cache_shrinker::scan_bytes(std::uint64_t bytes,
     r.stop = r.freed_bytes == 0;
     return r;
   }
+  cache_.lru().invalidate();  // what the CPUs' arrays hold could neither be evicted nor moved
   while (r.freed_bytes < bytes && !r.stop) {
     r.stop = !give_a_chunk_back();
     if (!r.stop) r.freed_bytes += arena::chunk_bytes;

@@ -61,6 +61,7 @@ class gated_device final : public device {
   }
 
   std::size_t held() const { return held_.size(); }
+  void close() { open_ = false; }
   void open() {
     open_ = true;
     while (!held_.empty()) finish(held_.front(), 0);

@@ -41,6 +41,8 @@ json cache_json(page_cache& cache) {
       {"throttled_writes", s.throttled_writes},
       {"paced_writes", s.paced_writes},
       {"frame_waits", s.frame_waits},
+      {"buffer_lru_hits", s.buffer_lru_hits},
+      {"buffer_lru_misses", s.buffer_lru_misses},
   };
 }
 
