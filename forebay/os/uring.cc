@@ -144,11 +144,12 @@ std::size_t uring::pop(std::span<uring_completion> out) noexcept {
   return n;
 }
 
+bool uring::ready() const noexcept { return io_uring_cq_ready(ring_.get()) != 0; }
+
 bool uring::pending() const noexcept {
   const std::atomic_ref<unsigned> flags(*ring_->sq.kflags);
   // relaxed: a hint; what it is about is read after a system call, or an acquire of liburing's.
-  return (flags.load(std::memory_order_relaxed) & IORING_SQ_TASKRUN) != 0 ||
-         io_uring_cq_ready(ring_.get()) != 0;
+  return (flags.load(std::memory_order_relaxed) & IORING_SQ_TASKRUN) != 0 || ready();
 }
 
 unsigned uring::queued() const noexcept { return io_uring_sq_ready(ring_.get()); }

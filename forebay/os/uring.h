@@ -77,7 +77,9 @@ class uring {
   // Up to out.size() completions that are there; returns how many.
   std::size_t pop(std::span<uring_completion> out) noexcept;
 
-  // Whether completions have come, or would with submit_and_wait(0). No system call.
+  // Whether pop() has something. No system call.
+  bool ready() const noexcept;
+  // The same, or would have after submit_and_wait(0).
   bool pending() const noexcept;
 
   // Submissions that are queued and not handed over yet.

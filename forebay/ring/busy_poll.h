@@ -21,7 +21,7 @@ class busy_poll {
 
   std::uint64_t length_ns() const noexcept { return length_ns_; }
 
-  // Whether the wait that comes now begins with a look; found() must follow if it does.
+  // Whether the wait that comes now begins with a look; found() follows if there was one.
   bool wanted() noexcept {
     if (length_ns_ == 0) return false;
     if (pause_ == 0) return true;

@@ -84,9 +84,10 @@ void loop::sleep() noexcept {
   if (completions > 1) limit_ns = std::min(limit_ns, coalesce_limit_ns);
   // Who waits for several has no hurry.
   if (limit_ns != 0 && completions == 1 && busy_poll_.wanted()) {
-    const bool found = poll(limit_ns);
-    busy_poll_.found(found);
-    if (found) limit_ns = 0;
+    if (poll(limit_ns)) {
+      if (queue_.ready()) return;
+      limit_ns = 0;
+    }
   }
   ring_doorbell(limit_ns, completions);
 }
@@ -95,12 +96,16 @@ void loop::sleep() noexcept {
 bool loop::poll(std::uint64_t limit_ns) noexcept {
   constexpr unsigned looks_a_time = 8;  // reading the clock takes as long as a few looks
   if (queue_.queued() != 0) ring_doorbell(0, 1);
+  if (queue_.pending()) return true;  // what ended at once says nothing about waiting
   const std::uint64_t end = monotonic_clock::in_ns(std::min(limit_ns, busy_poll_.length_ns()));
-  for (unsigned looks = 1; !queue_.pending(); ++looks) {
-    if (looks % looks_a_time == 0 && monotonic_clock::now_ns() >= end) return false;
+  bool found = false;
+  for (unsigned looks = 1; !found; ++looks) {
+    if (looks % looks_a_time == 0 && monotonic_clock::now_ns() >= end) break;
     cpu_relax();
+    found = queue_.pending();
   }
-  return true;
+  busy_poll_.found(found);
+  return found;
 }
 
 void loop::ring_doorbell(std::uint64_t timeout_ns, unsigned completions) noexcept {

@@ -61,7 +61,9 @@ class uring_queue_pair {
   // The next ended operation, null when there is none for now.
   completion* reap() noexcept;
 
-  // Whether there is something to reap, perhaps only after ring_doorbell(0). No system call.
+  // Whether there is something to reap.
+  bool ready() const noexcept { return reaped_next_ != reaped_count_ || ring_.ready(); }
+  // The same, perhaps only after ring_doorbell(0). No system call.
   bool pending() const noexcept { return reaped_next_ != reaped_count_ || ring_.pending(); }
 
   // Submitted and not yet reaped.
