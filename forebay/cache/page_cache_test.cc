@@ -309,5 +309,55 @@ TEST(page_cache, address_spaces_share_it) {
   expect_all_given_back(*cache);
 }
 
+// A device that is all hole, of any size.
+class hole_device final : public device {
+ public:
+  explicit hole_device(std::uint64_t bytes) {
+    limits_.size_bytes = bytes;
+    limits_.may_have_holes = true;
+  }
+  const device_limits& limits() const noexcept override { return limits_; }
+  void submit(bio& b) noexcept override { complete(b, -EIO); }
+  result<file_extent> extent_at(std::uint64_t) const override {
+    return file_extent{limits_.size_bytes, true};
+  }
+
+ private:
+  device_limits limits_;
+};
+
+// Bytes that the cache needs beside the pages: frames, index nodes, buffer heads, history.
+std::uint64_t metadata_bytes(page_cache& cache) {
+  const page_cache_statistics s = cache.statistics();
+  return s.capacity_pages * sizeof(page) + cache.nodes().statistics().total_bytes +
+         cache.buffers().slabs().statistics().total_bytes + s.eviction_history_bytes;
+}
+
+TEST(page_cache, metadata_is_at_most_18_thousandths_of_what_is_cached) {
+  const auto cache = make_cache(64u << 20);
+  hole_device dev(1u << 30);
+  address_space space(*cache, dev, {.block_bytes = 4096});
+  // Full: it evicts.
+  ASSERT_TRUE(sync_wait(space.prefetch(0, 128u << 20)));
+  const page_cache_statistics s = cache->statistics();
+  ASSERT_GT(s.evictions, 0u);
+  EXPECT_LE(static_cast<double>(metadata_bytes(*cache)),
+            0.018 * static_cast<double>(s.resident_pages * page_bytes));
+}
+
+TEST(page_cache, a_huge_object_costs_what_its_cached_pages_explain) {
+  const auto cache = make_cache(16u << 20);
+  hole_device dev(std::uint64_t{1} << 40);
+  address_space space(*cache, dev, {.block_bytes = 4096});
+  constexpr std::uint64_t reads = 500;
+  std::vector<std::byte> out(page_bytes);
+  for (std::uint64_t i = 0; i < reads; ++i) {
+    ASSERT_TRUE(sync_wait(space.read((i << 40) / reads & ~std::uint64_t{4095}, out)));
+  }
+  EXPECT_EQ(cache->statistics().resident_pages, reads);
+  // A path of its own from the root for each, at most: 28 bits of page number are 5 levels.
+  EXPECT_LE(cache->nodes().statistics().objects_in_use, 4 * reads + 1);
+}
+
 }  // namespace
 }  // namespace forebay
