@@ -3,6 +3,8 @@
 find_package(CLI11 REQUIRED)
 find_package(nlohmann_json REQUIRED)
 pkg_check_modules(libsystemd REQUIRED IMPORTED_TARGET libsystemd)
+pkg_check_modules(liblzma REQUIRED IMPORTED_TARGET liblzma)
+pkg_check_modules(libzstd REQUIRED IMPORTED_TARGET libzstd)
 
 file(GLOB tool_sources CONFIGURE_DEPENDS tools/forebay/*.cc)
 list(FILTER tool_sources EXCLUDE REGEX "_(test|bench)\\.cc$")
@@ -23,7 +25,7 @@ endforeach()
 add_library(forebay_tool_deps INTERFACE)
 target_include_directories(forebay_tool_deps INTERFACE "${PROJECT_SOURCE_DIR}")
 target_link_libraries(forebay_tool_deps INTERFACE
-  forebay CLI11::CLI11 nlohmann_json::nlohmann_json PkgConfig::libsystemd)
+  forebay CLI11::CLI11 nlohmann_json::nlohmann_json PkgConfig::libsystemd PkgConfig::liblzma PkgConfig::libzstd)
 
 set(tool_library forebay_tool_deps)
 if(tool_library_sources)

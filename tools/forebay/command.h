@@ -18,6 +18,7 @@ using action = std::function<int()>;
 void add_serve(CLI::App& app, action& chosen);
 void add_stat(CLI::App& app, action& chosen);
 void add_slabs(CLI::App& app, action& chosen);
+void add_replay(CLI::App& app, action& chosen);
 void add_bench(CLI::App& app, action& chosen);
 
 // "forebay: " and one line on standard error; the exit status of a failure.

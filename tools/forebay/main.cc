@@ -13,6 +13,7 @@ int main(int argc, char** argv) {
   tool::add_serve(app, chosen);
   tool::add_stat(app, chosen);
   tool::add_slabs(app, chosen);
+  tool::add_replay(app, chosen);
   tool::add_bench(app, chosen);
   try {
     app.parse(argc, argv);
