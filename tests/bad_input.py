@@ -151,6 +151,7 @@ def options(bench, good):
     bench.serve("unknown short option", good, "-Z")
     bench.serve("a NUMA node that is not", good, "--numa-node", "4711", says=["4711", "no such node"])
     bench.serve("pages that are not", good, "--huge-pages", "3M", says=["3M"])
+    bench.serve("a policy that is not", good, "--eviction", "magic", says=["magic", "adaptive"])
     bench.serve("option without its value", good, "--cache")
     bench.serve(
         "write-back and write-through", good, "--write-back", "--write-through", says=["write-"]

@@ -73,9 +73,10 @@ void overwrite_dirty_page(benchmark::State& state) {
 }
 BENCHMARK(overwrite_dirty_page);
 
-void miss_and_evict(benchmark::State& state) {
+void miss_and_evict(benchmark::State& state, eviction_policy policy) {
   memory_device dev(resident_bytes);
-  const auto cache = std::move(*page_cache::create({.bytes = resident_bytes / 16}));
+  const auto cache =
+      std::move(*page_cache::create({.bytes = resident_bytes / 16, .eviction = policy}));
   {
     address_space space(*cache, dev, {.block_bytes = 4096});
     if (!sync_wait(space.prefetch(0, resident_bytes))) std::abort();
@@ -91,7 +92,10 @@ void miss_and_evict(benchmark::State& state) {
   }
   state.SetItemsProcessed(state.iterations());
 }
-BENCHMARK(miss_and_evict);
+BENCHMARK_CAPTURE(miss_and_evict, adaptive, eviction_policy::adaptive);
+BENCHMARK_CAPTURE(miss_and_evict, s3_fifo, eviction_policy::s3_fifo);
+BENCHMARK_CAPTURE(miss_and_evict, clock, eviction_policy::clock);
+BENCHMARK_CAPTURE(miss_and_evict, lru, eviction_policy::lru);
 
 }  // namespace
 }  // namespace forebay

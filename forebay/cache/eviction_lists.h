@@ -24,7 +24,7 @@ class clock_policy {
   void replace(entry& old, entry& fresh) noexcept { queue_.replace(old, fresh); }
 
   template <typename Take>
-  eviction_progress reclaim(std::uint64_t wanted, unsigned scan_limit, Take&& take) noexcept {
+  eviction_progress reclaim(std::uint64_t wanted, unsigned scan_limit, Take take) noexcept {
     eviction_progress done;
     std::uint64_t refused = 0;
     for (unsigned i = 0; i < scan_limit && done.freed < wanted && refused < queue_.count(); ++i) {
@@ -82,7 +82,7 @@ class lru_policy {
   void replace(entry& old, entry& fresh) noexcept { queue_of(old).replace(old, fresh); }
 
   template <typename Take>
-  eviction_progress reclaim(std::uint64_t wanted, unsigned scan_limit, Take&& take) noexcept {
+  eviction_progress reclaim(std::uint64_t wanted, unsigned scan_limit, Take take) noexcept {
     eviction_progress done;
     std::uint64_t refused = 0;
     for (unsigned i = 0; i < scan_limit && done.freed < wanted; ++i) {

@@ -161,7 +161,7 @@ std::pair<double, double> hot_hits_around_a_scan(eviction_policy policy, std::si
   auto cache = std::move(*page_cache::create(
       {.bytes = page_cache::min_bytes, .huge_pages = false, .eviction = policy}));
   EXPECT_EQ(cache->statistics().eviction, policy);
-  memory_device dev(32u << 20);
+  memory_device dev(16u << 20);
   std::pair<double, double> hits;
   {
     address_space space(*cache, dev, {});
@@ -176,13 +176,13 @@ std::pair<double, double> hot_hits_around_a_scan(eviction_policy policy, std::si
     const auto hot_hits = [&](std::uint64_t reads) {
       const std::uint64_t before = cache->statistics().misses;
       for (std::uint64_t i = 0; i < reads; ++i) {
-        if (!sync_wait(space.read(random() % hot_pages * 13 * page_bytes, page))) ADD_FAILURE();
+        if (!sync_wait(space.read(random() % hot_pages * 7 * page_bytes, page))) ADD_FAILURE();
       }
       return 1 -
              static_cast<double>(cache->statistics().misses - before) / static_cast<double>(reads);
     };
     scan();  // the cache is full of something else to begin with
-    hot_hits(10 * hot_pages);
+    hot_hits(8 * hot_pages);
     hits.first = hot_hits(hot_pages);
     scan();
     hits.second = hot_hits(hot_pages);
@@ -220,7 +220,7 @@ TEST(page_cache, every_policy_gets_on_around_pinned_and_dirty_pages) {
       ASSERT_TRUE(sync_wait(space.write(500 * page_bytes, data)));
       std::vector<std::byte> out(page_bytes);
       std::mt19937 random(2);
-      for (int i = 0; i < 10'000; ++i) {
+      for (int i = 0; i < 4'000; ++i) {
         ASSERT_TRUE(sync_wait(space.read(random() % 4096 * page_bytes, out)));
       }
       EXPECT_TRUE(space.try_pin(500 * page_bytes, 200 * page_bytes, pins));

@@ -104,7 +104,7 @@ class s3_fifo_policy {
   void replace(entry& old, entry& fresh) noexcept { queue(place_of(old)).replace(old, fresh); }
 
   template <typename Take>
-  eviction_progress reclaim(std::uint64_t wanted, unsigned scan_limit, Take&& take) noexcept {
+  eviction_progress reclaim(std::uint64_t wanted, unsigned scan_limit, Take take) noexcept {
     full_ = true;
     eviction_progress done;
     refusals refused{};
