@@ -41,6 +41,8 @@ def shape(status):
         "writeback_pages",
         "hits",
         "misses",
+        "buffer_lru_hits",
+        "buffer_lru_misses",
     ):
         expect(isinstance(cache[key], int) and cache[key] >= 0, f"cache.{key} is {cache[key]!r}")
     expect(0 <= cache["hit_ratio"] <= 1, f"hit_ratio is {cache['hit_ratio']}")

@@ -56,8 +56,13 @@ class basic_cpu_lock_word {
   // release: the next holder sees what this one did.
   void unlock() noexcept { busy_.store(0, std::memory_order_release); }
 
-  void close() noexcept { closed_.store(1); }
-  void open() noexcept { closed_.store(0, std::memory_order_release); }  // release: as unlock
+  // relaxed: where it has to be seen, rseq_fence() comes next; elsewhere it only makes room.
+  void close() noexcept { closed_.store(1, std::memory_order_relaxed); }
+  void open() noexcept {
+    // release: a sequence that found the slot not busy before it was taken, and not closed now,
+    // sees it as it was left. beyond the explorer: there are no sequences in it.
+    closed_.store(0, std::memory_order_release);
+  }
 
  private:
   atomic<std::uint32_t> busy_{0};

@@ -55,6 +55,10 @@ void print_cache(const json& c) {
   if (n("paced_writes") + n("throttled_writes") != 0) {
     fmt::print("  writers slowed {} times, stopped {}\n", n("paced_writes"), n("throttled_writes"));
   }
+  if (n("buffer_lru_hits") != 0) {
+    fmt::print("  blocks found in their CPU's array {} times of {}\n", n("buffer_lru_hits"),
+               n("buffer_lru_hits") + n("buffer_lru_misses"));
+  }
   if (n("write_errors") != 0) {
     fmt::print("  WRITE ERRORS {}, pages that wait for a retry {}\n", n("write_errors"),
                n("error_pages"));
