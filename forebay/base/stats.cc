@@ -8,7 +8,26 @@ namespace {
 
 std::atomic<unsigned> next_thread_number{0};
 
+constinit basic_thread_slots<> slots;
+
+// Gives a thread's slot back when it ends.
+struct slot_holder {
+  ~slot_holder() {
+    const std::uint32_t slot = detail::thread_slot;
+    // What the thread counts from now on, in other destructors, is counted without a slot.
+    detail::thread_slot = detail::no_slot_any_more;
+    if (slot < basic_thread_slots<>::count) slots.give(slot);
+  }
+};
+
 }  // namespace
+
+bool detail::take_thread_slot() noexcept {
+  if (thread_slot == no_slot_any_more) return false;
+  thread_local const slot_holder holder;
+  thread_slot = slots.take();
+  return thread_slot < basic_thread_slots<>::count;
+}
 
 unsigned thread_number() noexcept {
   // relaxed: only the number itself matters.

@@ -1,9 +1,10 @@
 // Statistics that are always on.
 //
 // `counter` spreads its increments over cache lines by thread, so that threads do not contend; a
-// read adds the lines up and is exact once the threads are at rest. `histogram` counts values in
-// log-linear buckets: 16 sub-buckets for each power of two, which bounds the error of a percentile
-// to 1/16 of its value.
+// read adds the lines up and is exact once the threads are at rest. The first threads have a word
+// each, which nobody else writes: they add to it without a locked instruction. `histogram` counts
+// values in log-linear buckets: 16 sub-buckets for each power of two, which bounds the error of a
+// percentile to 1/16 of its value.
 //
 // add() and record() may be called from any thread; so may the readers, whose sums are then a
 // moment's approximation.
@@ -14,6 +15,7 @@
 #include <bit>
 #include <cstdint>
 
+#include "forebay/base/atomics.h"
 #include "forebay/base/cache_line.h"
 
 namespace forebay {
@@ -30,25 +32,76 @@ inline std::uint64_t value_of(const std::atomic<std::uint64_t>& statistic) noexc
   return statistic.load(std::memory_order_relaxed);  // relaxed: see above
 }
 
+// Numbers below `count` that one thread has at a time. What the one before it wrote to the words of
+// its number is seen by the next.
+template <AtomicsPolicy Atomics = real_atomics>
+class basic_thread_slots {
+ public:
+  static constexpr std::uint32_t count = 16;
+  static constexpr std::uint32_t none = UINT32_MAX;
+
+  // A free number, or none.
+  std::uint32_t take() noexcept {
+    std::uint32_t free = free_.load(std::memory_order_relaxed);  // relaxed: the exchange decides
+    while (free != 0) {
+      // acquire: pairs with give().
+      if (free_.compare_exchange_weak(free, free & (free - 1), std::memory_order_acquire,
+                                      std::memory_order_relaxed)) {  // relaxed: tried again
+        return static_cast<std::uint32_t>(std::countr_zero(free));
+      }
+    }
+    return none;
+  }
+  void give(std::uint32_t number) noexcept {
+    free_.fetch_or(1u << number, std::memory_order_release);  // release: pairs with take()
+  }
+
+ private:
+  typename Atomics::template atomic<std::uint32_t> free_{(1u << count) - 1};
+};
+
+namespace detail {
+inline constexpr std::uint32_t no_slot_yet = basic_thread_slots<>::none;
+inline constexpr std::uint32_t no_slot_any_more = no_slot_yet - 1;
+// The calling thread's number; above all numbers: it has none.
+inline constinit thread_local std::uint32_t thread_slot = no_slot_yet;
+// Gives the calling thread a number if there is one, until it ends; whether it has one.
+bool take_thread_slot() noexcept;
+}  // namespace detail
+
 class counter {
  public:
   void add(std::int64_t n = 1) noexcept {
-    // relaxed: a statistic, it orders nothing.
-    shards_[thread_number() % shard_count].value.fetch_add(n, std::memory_order_relaxed);
+    const std::uint32_t slot = detail::thread_slot;
+    if (slot >= shard_count) [[unlikely]]
+      return add_slow(n);
+    std::atomic<std::int64_t>& own = shards_[slot].own;
+    // relaxed: a statistic, it orders nothing. Nobody else writes this word.
+    own.store(own.load(std::memory_order_relaxed) + n, std::memory_order_relaxed);
   }
 
   std::int64_t value() const noexcept {
     std::int64_t sum = 0;
-    for (const auto& s : shards_)
-      sum += s.value.load(std::memory_order_relaxed);  // relaxed: see add
+    for (const auto& s : shards_) {
+      // relaxed: see add
+      sum += s.own.load(std::memory_order_relaxed) + s.shared.load(std::memory_order_relaxed);
+    }
     return sum;
   }
 
  private:
-  static constexpr unsigned shard_count = 8;
+  static constexpr unsigned shard_count = basic_thread_slots<>::count;
   struct alignas(cache_line_bytes) shard {
-    std::atomic<std::int64_t> value{0};
+    std::atomic<std::int64_t> own{0};     // of the thread with this slot
+    std::atomic<std::int64_t> shared{0};  // of threads without one
   };
+
+  [[gnu::cold, gnu::noinline]] void add_slow(std::int64_t n) noexcept {
+    if (detail::take_thread_slot()) return add(n);
+    // relaxed: a statistic.
+    shards_[thread_number() % shard_count].shared.fetch_add(n, std::memory_order_relaxed);
+  }
+
   std::array<shard, shard_count> shards_{};
 };
 

@@ -24,7 +24,7 @@ TEST(Counter, AddsUpOverThreads) {
   counter c;
   EXPECT_EQ(c.value(), 0);
   std::vector<std::thread> threads;
-  for (int t = 0; t < 12; ++t) {  // more than it has shards
+  for (int t = 0; t < 20; ++t) {  // more than have a word of their own
     threads.emplace_back([&c] {
       for (int i = 0; i < 1000; ++i) c.add();
       c.add(-500);
@@ -32,7 +32,28 @@ TEST(Counter, AddsUpOverThreads) {
     });
   }
   for (std::thread& t : threads) t.join();
-  EXPECT_EQ(c.value(), 12 * (1000 - 500 + 1'000'000'000'000));
+  EXPECT_EQ(c.value(), 20 * (1000 - 500 + 1'000'000'000'000));
+}
+
+// Threads that follow one another have the same words; what is counted when a thread's own objects
+// go is counted too.
+TEST(Counter, NothingIsLostWhenThreadsEnd) {
+  struct counts_at_the_end {
+    counter* to = nullptr;
+    ~counts_at_the_end() {
+      if (to != nullptr) to->add(1000);
+    }
+  };
+  counter c;
+  for (int t = 0; t < 40; ++t) {
+    std::thread([&c, t] {
+      thread_local counts_at_the_end last;
+      if (t % 2 == 0) last.to = &c;  // made before or after the thread's first count
+      c.add();
+      last.to = &c;
+    }).join();
+  }
+  EXPECT_EQ(c.value(), 40 * 1001);
 }
 
 TEST(Counter, ThreadNumbersStayAndDiffer) {

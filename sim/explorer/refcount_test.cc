@@ -4,6 +4,7 @@
 #include <array>
 #include <utility>
 
+#include "forebay/base/stats.h"
 #include "forebay/base/weak_ref.h"
 #include "sim/explorer/test_explore.h"
 
@@ -322,6 +323,28 @@ struct left_by_others : with_object {
     check(freed == 1);
   }
 };
+
+// Words that the thread with their number adds to, and the next one with it (base/stats.h).
+template <typename Slots>
+struct numbered_words {
+  static constexpr unsigned threads = 2;
+  Slots slots;
+  std::array<number, 2> words{number{0}, number{0}};
+
+  void run(unsigned) {
+    for (int i = 0; i < 2; ++i) {
+      const std::uint32_t slot = slots.take();
+      check(slot < words.size(), "a number for each thread");
+      words[slot].set(words[slot].get() + 1);
+      slots.give(slot);
+    }
+  }
+  void finish() { check(words[0].get() + words[1].get() == 4); }
+};
+
+TEST(explored_refcount, words_of_threads) {
+  expect_explored_and_needed<numbered_words<basic_thread_slots<model_atomics>>>({"base/stats.h"});
+}
 
 TEST(explored_refcount, strong_and_weak_references) {
   expect_explored_and_needed<shared_strongly, asked_weakly, shared_weakly, ends_in_any_order,
