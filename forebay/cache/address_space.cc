@@ -12,6 +12,10 @@ namespace forebay {
 address_space::address_space(page_cache& cache, device& dev, options opts)
     : cache_(cache),
       device_(dev),
+      frames_(cache.memory().memory().data()),
+      // A view reads memory that may have been given back a moment ago. That reads as zeros, but
+      // of a pool of reserved pages that has run dry it would be SIGBUS.
+      views_(cache.memory().backing() != page_backing::huge_reserved),
       size_bytes_(dev.limits().size_bytes),
       block_bytes_(opts.block_bytes),
       may_have_holes_(dev.limits().may_have_holes),
@@ -45,10 +49,14 @@ std::size_t address_space::valid_bytes(std::uint64_t index) const noexcept {
   return std::min<std::uint64_t>(page_bytes, size_bytes_ - (index << page_shift));
 }
 
-page_ref address_space::find(std::uint64_t index) noexcept {
-  page* p = index_.lookup(index);
-  if (p == nullptr) return {};
-  return pin_if_page_of<page_ref>(*p, this, index);
+void address_space::count_use(std::uint64_t index, const page_index::sight& s) noexcept {
+  const page_ref p = find(index);
+  if (!p) return;
+  p->touch();
+  if (p->uses.load(std::memory_order_relaxed) < page::uses_max) return;  // relaxed: a hint
+  // The mark before the flag, and away with the flag before the mark: no mark stays without a flag.
+  index_.set_mark(s);
+  p->set(page_viewed);
 }
 
 bool address_space::being_discarded(std::uint64_t first, std::uint64_t end) const noexcept {
@@ -112,9 +120,12 @@ bool address_space::evict(page& p, std::uint32_t holders) noexcept {
 }
 
 bool address_space::move(page& p, std::uint32_t holders, page& fresh) noexcept {
-  constexpr std::uint32_t kept = page_uptodate | page_dirty | page_error | page_private | page_zero;
+  constexpr std::uint32_t kept =
+      page_uptodate | page_dirty | page_error | page_viewed | page_private | page_zero;
   const scoped_lock hold(lock_);
   if (!owns(p) || !p.refs.freeze(holders)) return false;
+  // release: as page_index::insert(), for what the frame was before.
+  std::atomic_thread_fence(std::memory_order_release);
   // Frozen, it is nobody's: no flag changes and no byte of the data.
   if (p.test(page_writeback | page_locked) || !move_buffers(p, fresh)) {
     p.refs.set(holders);

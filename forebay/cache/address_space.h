@@ -18,6 +18,9 @@
 //  5. While a discard works on a range, nothing is put into the index there and no write-back
 //  starts there.
 //  6. Who holds a page lock waits for that page's I/O only (see page_wait.h).
+//  7. A page that is uptodate and not being changed is readable in the index (page_index.h). Who
+//  changes its data through this class says so there, before the first byte and after the last; who
+//  changes it through a pin has readers that see bytes of before and after, as the kernel's have.
 //
 // Lock order: see page_cache.h. lock_ guards index_ (but its lookup), punches_ and the flush
 // ticket; error_ is an atomic.
@@ -31,6 +34,7 @@
 #include <optional>
 #include <span>
 
+#include "forebay/base/racing_copy.h"
 #include "forebay/cache/bio_batch.h"
 #include "forebay/cache/page_cache.h"
 #include "forebay/cache/page_wait.h"
@@ -60,6 +64,63 @@ class address_space {
   std::uint32_t block_bytes() const noexcept { return block_bytes_; }
 
   // ---- Reading ----
+
+  // 4 KiB of this space that are read where they lie, without a pin: they may change, and may be
+  // anything, until still_valid() has said that what was read so far was right. Writes no memory
+  // that others see, so all CPUs may read one page at full speed. Not to be kept for long: it is
+  // good until the page changes. Good as long as the space.
+  class page_view {
+   public:
+    page_view() noexcept = default;
+
+    // Whether there is a page.
+    explicit operator bool() const noexcept { return static_cast<bool>(sight_); }
+    // Copies bytes from inside the 4 KiB to memory of the caller's.
+    void copy(std::size_t from, std::span<std::byte> out) const noexcept {
+      racing_copy(out.data(), data_ + from, out.size());
+    }
+    // One object of T, which is trivially copyable, from inside them.
+    template <typename T>
+    T load(std::size_t from) const noexcept {
+      return racing_load<T>(data_ + from);
+    }
+    // Whether all that has been read until now is what was there at one moment.
+    bool still_valid() const noexcept { return sight_.still_valid(); }
+
+   private:
+    friend class address_space;
+    page_view(const std::byte* data, const page_index::sight& s) noexcept
+        : data_(data), sight_(s) {}
+
+    const std::byte* data_ = nullptr;
+    page_index::sight sight_;
+  };
+
+  // A view of the 4 KiB with this number (not offset), if its page is in the cache, wholly valid
+  // and not just being changed. Counts as a hit. Takes no lock.
+  page_view try_view(std::uint64_t index) noexcept {
+    if (!views_) return {};
+    const page_index::sight s = index_.look(index);
+    if (!s) return {};
+    if (!index_.is_marked(s)) [[unlikely]]
+      count_use(index, s);
+    cache_.count().hits.add();
+    return {frames_ + (std::size_t{s.frame_number()} << page_shift), s};
+  }
+
+  // Copies out as much of the front of the range as can be had by views, and returns how many
+  // bytes. Of each page they are what it was at one moment. Takes no lock.
+  std::size_t try_read(std::uint64_t offset, std::span<std::byte> out) noexcept;
+
+  // Pins the page that has the 4 KiB with this number (not offset), if it is there and wholly
+  // valid; none if not. Takes no lock.
+  page_ref try_pin_page(std::uint64_t index) noexcept {
+    page_ref p = find(index);
+    if (!p || !p->test(page_uptodate)) return {};
+    p->touch();
+    cache_.count().hits.add();
+    return p;
+  }
 
   // Pins the pages of [offset, offset + length) if all are there and valid, and returns how many:
   // each once, in order, so fewer than one for 4 KiB where there are large ones (page::bytes(),
@@ -129,6 +190,15 @@ class address_space {
   // count is now zero.
   bool evict(page& p, std::uint32_t holders = 1) noexcept;
 
+  // Views of the page count as uses again; after `uses` has been set to less than uses_max. The
+  // page is on the cache's list.
+  void count_views_again(page& p) noexcept {
+    if (!p.test(page_viewed)) return;
+    p.clear(page_viewed);
+    // relaxed: of a page that leaves just now another one's mark may be taken, which is a hint.
+    index_.clear_mark(p.index.load(std::memory_order_relaxed));
+  }
+
   // Puts the contents of a page, clean or dirty, which has only so many holders, into another frame
   // and that into the page's place. True if the page's count is now zero; `fresh`, of which the
   // caller had the only reference, is the index's then. (Linux: migrate_folio, mm/migrate.c.)
@@ -185,7 +255,24 @@ class address_space {
   static std::uint64_t page_of(std::uint64_t offset) noexcept { return offset >> page_shift; }
 
   // address_space.cc: the index
-  page_ref find(std::uint64_t index) noexcept;
+  page_ref find(std::uint64_t index) noexcept {
+    page* p = index_.lookup(index);
+    if (p == nullptr) return {};
+    return pin_if_page_of<page_ref>(*p, this, index);
+  }
+  // Of a view. Once the page has as many uses as it can, its place in the index gets a mark, and no
+  // view looks at the frame any more, until eviction takes uses away.
+  void count_use(std::uint64_t index, const page_index::sight& s) noexcept;
+  void make_readable(page& p) noexcept;
+  // Of a page that the caller has locked, and that is in the index: its data is about to change; it
+  // does not change any more, and if all of it is valid it is readable.
+  void begin_change(page& p) noexcept {
+    index_.begin_change(p.index.load(std::memory_order_relaxed));  // relaxed: locked
+  }
+  void end_change(page& p) noexcept {
+    if (!p.test(page_uptodate)) return;
+    index_.end_change(p.index.load(std::memory_order_relaxed));  // relaxed: locked
+  }
   bool owns(const page& p) const noexcept { return p.is_owned_by(this); }
   add_outcome add_page(std::uint64_t index, page& p) noexcept FOREBAY_EXCLUDES(lock_);
   void remove_page(page& p) noexcept FOREBAY_EXCLUDES(lock_);
@@ -276,12 +363,14 @@ class address_space {
 
   page_cache& cache_;
   device& device_;
+  std::byte* const frames_;  // the arena's memory
+  const bool views_;         // see the constructor
   const std::uint64_t size_bytes_;
   const std::uint32_t block_bytes_;
   std::atomic<bool> may_have_holes_;
 
   mutable mutex lock_;
-  page_index index_;  // written under lock_; its lookup() is free
+  page_index index_;  // written under lock_, and under pages' locks; its looks are free
   intrusive_list<punch, &punch::link> punches_ FOREBAY_GUARDED_BY(lock_);
   wait_queue punch_done_;
 

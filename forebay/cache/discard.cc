@@ -23,12 +23,14 @@ bool is_unsupported(std::error_code e) noexcept {
 
 // Empties a locked page whose buffers keep it in the cache.
 void address_space::zero_in_place(page& p) noexcept {
+  begin_change(p);
   std::memset(p.data(), 0, page_bytes);
   for_each_buffer(p, 0, page_bytes, [](buffer_head& b) {
     b.clear(bh_dirty | bh_write_error);
     b.set(bh_uptodate);
   });
   p.set(page_uptodate | page_zero);
+  end_change(p);
   const scoped_lock hold(lock_);
   index_.clear_tag(p.index.load(std::memory_order_relaxed), page_tag::dirty);  // relaxed: locked
   clear_dirty(p);

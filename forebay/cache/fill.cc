@@ -151,6 +151,7 @@ task<std::size_t> address_space::add_missing(std::uint64_t offset, std::size_t l
     if (fill_from_hole(at, p.data() + part.from, part.to - part.from, data_until)) {
       set_uptodate(p, part.from, part.to, valid);
       if (part.from == 0 && part.to == valid) p.set(page_zero);
+      end_change(p);
       unlock_page(p);
       continue;
     }
@@ -172,7 +173,10 @@ void address_space::end_read(address_space& self, const bio& b) noexcept {
   self.for_each_page(b, [&](page& p, std::size_t from, std::size_t to) {
     if (b.status == 0) ++pages;
     if (page_buffers(p) != nullptr) return end_buffers(p, from, to, b.status);
-    if (b.status == 0) set_uptodate(p, from, to, self.valid_bytes(p));
+    if (b.status == 0) {
+      set_uptodate(p, from, to, self.valid_bytes(p));
+      self.end_change(p);
+    }
     unlock_page(p);
   });
   self.cache_.count().pages_read.add(pages);
@@ -253,7 +257,10 @@ task<bool> address_space::fill_page(page& p, std::size_t from, std::size_t to) {
   }
   result<> r;
   const bool here = owns(p);
-  if (here && !is_uptodate(p, from, to)) r = co_await fill_locked(p, from, to);
+  if (here && !is_uptodate(p, from, to)) {
+    r = co_await fill_locked(p, from, to);
+    end_change(p);
+  }
   unlock_page(p);
   if (!r) co_return fail(r.error());
   co_return here;
@@ -300,9 +307,36 @@ task<> address_space::fill_locked(page& p, std::size_t from, std::size_t to) {
   co_return result<>{};
 }
 
+std::size_t address_space::try_read(std::uint64_t offset, std::span<std::byte> out) noexcept {
+  std::size_t done = 0;
+  while (done < out.size()) {
+    const std::uint64_t at = offset + done;
+    const std::size_t from = at % page_bytes;
+    const std::size_t bytes = std::min(out.size() - done, page_bytes - from);
+    const page_view view = try_view(page_of(at));
+    if (!view) break;
+    view.copy(from, out.subspan(done, bytes));
+    if (!view.still_valid()) break;
+    done += bytes;
+  }
+  return done;
+}
+
+// A page that has become valid block by block is read without a pin the next time.
+void address_space::make_readable(page& p) noexcept {
+  if (!p.test(page_uptodate) || index_.look(p.offset_bytes() >> page_shift)) return;
+  if (!try_lock_page(p)) return;  // who has it changes it, or is as quick another time
+  if (owns(p)) end_change(p);
+  unlock_page(p);
+}
+
 task<> address_space::read(std::uint64_t offset, std::span<std::byte> out) {
   std::array<page_ref, 32> pins;
-  while (!out.empty()) {
+  for (;;) {
+    const std::size_t done = try_read(offset, out);
+    offset += done;
+    out = out.subspan(done);
+    if (out.empty()) break;
     const std::size_t first_part = page_bytes - offset % page_bytes;
     const std::size_t want = std::min(out.size(), first_part + (pins.size() - 1) * page_bytes);
     const std::size_t pages = page_of(offset + want - 1) - page_of(offset) + 1;
@@ -316,6 +350,7 @@ task<> address_space::read(std::uint64_t offset, std::span<std::byte> out) {
       const std::size_t from = offset - p->offset_bytes();
       const std::size_t bytes = std::min(out.size(), p->bytes() - from);
       std::memcpy(out.data(), p->data() + from, bytes);
+      make_readable(*p);
       p.reset();
       out = out.subspan(bytes);
       offset += bytes;

@@ -1,5 +1,6 @@
 #include "forebay/cache/frame_eviction.h"
 
+#include "forebay/cache/address_space.h"
 #include "forebay/cache/eviction_lists.h"
 #include "forebay/cache/s3_fifo.h"
 
@@ -18,6 +19,10 @@ struct frame_traits {
   static void set_uses(page& p, unsigned n) noexcept {
     // relaxed: a hint; a hit that comes in between may bring the old number back
     p.uses.store(static_cast<std::uint8_t>(n), std::memory_order_relaxed);
+    if (n == page::uses_max || !p.test(page_viewed)) return;
+    // On a list means in an index, or just off it. acquire: sees the space whole.
+    auto* const space = static_cast<address_space*>(p.owner.load(std::memory_order_acquire));
+    if (space != nullptr) space->count_views_again(p);
   }
   static std::uint8_t& place(page& p) noexcept { return p.place; }
   static std::uint32_t weight(const page& p) noexcept { return p.frames(); }

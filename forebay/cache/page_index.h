@@ -5,9 +5,17 @@
 //                                     │                └─────────── 16 slots ── frames of 64 KiB
 //                                     └─ 8 slots ── frames of 2 MiB
 //
-// Slots are 32 bits: 0 is empty, the top bit set is another node (its slab handle), otherwise the
-// number of a frame plus one. That makes a node 5 cache lines, so the index costs about 5 bytes for
-// a cached page where the pages lie together.
+// A slot is 32 bits:
+//
+//   31     30         29   26   25        0
+//   | 0    | readable | order  | frame + 1 |   a page; 0: empty
+//   | 1    |          slab handle          |   another node
+//
+// A page is readable while all of it is valid and nobody changes it. Beside the slots a node has a
+// version for each 4 of them. It counts whatever happens to a readable page there that a reader
+// must not miss: that it becomes unreadable, is taken off, or gets another frame. It never goes
+// back, also when the node serves elsewhere. A node is 6 cache lines, so the index costs about 6
+// bytes for a cached page where the pages lie together.
 //
 // A large page, of 2^order frames, has all the slots that stand for its numbers: 2^(order mod 6)
 // neighbouring ones of a node that is order / 6 levels above the leaves, each with its head frame.
@@ -21,12 +29,23 @@
 // that the frame says it is the page that was looked for. A wrong "none" is found out under the
 // owner's lock, where the same lookup is exact.
 //
+// look() takes no reference either. It remembers the version, and that the slot was readable after
+// that and its node, by what the node says of itself, the right one. The caller reads the page's
+// data, knowing that it may read nonsense, and then asks the sight whether the version is still the
+// same: then what was read is the page, as it was at one moment (a sequence lock, after Boehm, "Can
+// seqlocks get along with programming language memory models?", MSPC 2012). Not a byte is written,
+// so any number of CPUs read one page at full speed. A node that is emptied has changed the version
+// of every page that was readable, so one that serves elsewhere meanwhile is noticed too.
+//
 // Tags mark leaves and, in each node above, whether anything below is marked (as in Linux's
 // XArray), so the next marked page is found in O(height).
 //
-// Everything but lookup() is guarded by the owner's lock.
+// Guards: everything but lookup(), look() and the marks is guarded by the owner's lock; a
+// page's readability, begin_change() and end_change(), by the page's lock while the page is in the
+// index, or by the owner's lock when nobody can have that.
 #pragma once
 
+#include <array>
 #include <concepts>
 #include <cstdint>
 #include <optional>
@@ -44,6 +63,8 @@ struct page_index_traits {
   using frame_memory = arena;
   using frame = page;
   static constexpr unsigned bits = 6;  // of a page number, for each node
+  // The first of `count` numbers that no other index of this process gets.
+  static std::uint64_t take_places(std::uint64_t count) noexcept;
 };
 
 // Its code is in page_index_code.h and compiled in page_index.cc.
@@ -67,15 +88,60 @@ class basic_page_index {
   static slab_cache::options node_cache_options()
     requires std::same_as<node_memory, slab_cache>;
 
+  class sight;
+
   // The frame that is at `index`, or that was, or another one: see above. Any thread. O(log64 n).
-  page* lookup(std::uint64_t index) const noexcept;
+  page* lookup(std::uint64_t index) const noexcept {
+    const std::uint32_t entry = walk(index).entry;
+    if (entry == 0 || (entry & node_bit) != 0) return nullptr;
+    return &frame_of(entry);
+  }
+
+  // The page that is readable at `index`; none if there is none, or perhaps is none. Any thread.
+  sight look(std::uint64_t index) const noexcept {
+    slot_seen at = walk(index);
+    if ((at.entry & (node_bit | readable_bit)) != readable_bit) return {};
+    // acquire, both: who reads a version sees the slot as it was then, or later; and the data as it
+    // was when the page became readable, and the node's home as it was then, or later.
+    const std::uint32_t current = at.n->version_of(at.slot).load(std::memory_order_acquire);
+    at.entry = at.n->slots[at.slot].load(std::memory_order_acquire);  // acquire: above
+    if ((at.entry & (node_bit | readable_bit)) != readable_bit) return {};
+    // relaxed: of this slot's life, or still_valid() finds that the slot has another.
+    if (at.n->home.load(std::memory_order_relaxed) != home_of(index, at.shift)) return {};
+    const auto part = static_cast<std::uint32_t>(index) & ((1u << order_of(at.entry)) - 1);
+    return {at.n, at.slot, current, number_of(at.entry) + part};
+  }
+
+  // Marks of what has been seen, for who has to do something only once: hints, which may get lost,
+  // or stay for another page. Any thread.
+  bool is_marked(const sight& s) const noexcept {
+    return (s.n_->marks.load(std::memory_order_relaxed) >> s.slot_ & 1) != 0;  // relaxed: hint
+  }
+  void set_mark(const sight& s) const noexcept {
+    s.n_->marks.fetch_or(1ull << s.slot_, std::memory_order_relaxed);  // relaxed: a hint
+  }
+  // Those of all of the page.
+  void clear_mark(std::uint64_t index) const noexcept {
+    const slot_seen at = walk(index);
+    if (at.n == nullptr) return;
+    const std::uint64_t mask = slots_of(index, order_of(at.entry));
+    at.n->marks.fetch_and(~mask, std::memory_order_relaxed);  // relaxed: a hint
+  }
+
+  // From now on the page is not readable, and its data may be changed; before the first byte of it
+  // is. The page is in the index and locked by the caller.
+  void begin_change(std::uint64_t index) noexcept;
+  // All of the page is valid, and nobody changes it until the next begin_change(): readable from
+  // now on. Nothing if it is that already.
+  void end_change(std::uint64_t index) noexcept;
 
   // Puts a page where there is nothing, at none of its numbers; `index` is the first of these, a
-  // multiple of 2^order. A large page is smaller than the index. ENOMEM when a node is needed and
-  // there is none: nothing has changed then.
+  // multiple of 2^order; not readable. A large page is smaller than the index. ENOMEM when a node
+  // is needed and there is none: nothing has changed then.
   result<> insert(std::uint64_t index, page& p) noexcept;
 
-  // Puts another frame of the same order at a place that is taken; its tags stay.
+  // Puts another frame of the same order at a place that is taken; its tags stay, and it is
+  // readable if the old one was, which is nobody's.
   void replace(std::uint64_t index, page& p) noexcept;
 
   // Empties a place that is taken, and its tags.
@@ -105,12 +171,51 @@ class basic_page_index {
   static constexpr unsigned bits = Traits::bits;
   static constexpr unsigned fanout = 1u << bits;
   static constexpr std::uint32_t node_bit = 1u << 31;
+  static constexpr std::uint32_t readable_bit = 1u << 30;
+  static constexpr std::uint64_t no_home = UINT64_MAX;
 
   template <typename T>
   using atomic = typename Traits::atomics::template atomic<T>;
 
+  static constexpr unsigned order_shift = 26;
+  static constexpr std::uint32_t number_mask = (1u << order_shift) - 1;
+
+  // Of the entry of a page: its head frame, and its order.
+  static std::uint32_t number_of(std::uint32_t entry) noexcept { return (entry & number_mask) - 1; }
+  static unsigned order_of(std::uint32_t entry) noexcept { return entry >> order_shift & 15; }
+  page& frame_of(std::uint32_t entry) const noexcept { return arena_.frame(number_of(entry)); }
+  std::uint32_t entry_for(page& p) const noexcept;
   node* node_of(std::uint32_t entry) const noexcept {
     return static_cast<node*>(nodes_.from_handle(entry & ~node_bit));
+  }
+  // Of the node of this shift above page `index`: a number that no node has elsewhere, nor in
+  // another index.
+  std::uint64_t home_of(std::uint64_t index, unsigned shift) const noexcept {
+    return first_home_ + (index >> shift >> bits << bits << shift) + shift / bits;
+  }
+
+  // A slot as a walk without a lock has met it; n is null where there is no node.
+  struct slot_seen {
+    node* n = nullptr;
+    std::uint32_t entry = 0;
+    unsigned slot = 0;
+    unsigned shift = 0;
+  };
+  // To the slot of a page, or to where the walk has to end.
+  slot_seen walk(std::uint64_t index) const noexcept {
+    slot_seen at;
+    // acquire, here and below: pairs with the release that publishes a node, which may be one that
+    // the slab has just made, or serves elsewhere now; and with the one that makes a page readable,
+    // for its data. Frames are there from the start, and say themselves what they are.
+    std::uint32_t entry = root_.load(std::memory_order_acquire);
+    for (unsigned shift = root_shift_; (entry & node_bit) != 0; shift -= bits) {
+      at.n = node_of(entry);
+      at.slot = static_cast<unsigned>(index >> shift) & (fanout - 1);
+      at.shift = shift;
+      entry = at.entry = at.n->slots[at.slot].load(std::memory_order_acquire);  // acquire: above
+      if (shift == 0) break;
+    }
+    return at;
   }
   // Where a page is: the slots of `mask` in `n`.
   struct place {
@@ -119,9 +224,11 @@ class basic_page_index {
   };
   static std::uint64_t slots_of(std::uint64_t index, unsigned order) noexcept;
   place place_of(std::uint64_t index) const noexcept;
-  static void store(const place& at, std::uint32_t entry) noexcept;
-  node* add_node(node* parent, unsigned offset, unsigned shift) noexcept;
+  node* add_node(node* parent, std::uint64_t index, unsigned shift) noexcept;
   void prune(node* n) noexcept;
+  static void change_versions(const place& at) noexcept;
+  template <typename Change>
+  static void change_slots(const place& at, Change change) noexcept;
 
   template <typename Occupied>
   std::optional<found> search(std::uint64_t from, std::uint64_t end,
@@ -130,8 +237,61 @@ class basic_page_index {
   node_memory& nodes_;
   frame_memory& arena_;
   const unsigned root_shift_;
-  atomic<std::uint32_t> root_{0};  // entry of the root node, 0 while the tree is empty
+  const std::uint64_t first_home_;  // of page 0; those of all pages are this index's alone
+  atomic<std::uint32_t> root_{0};   // entry of the root node, 0 while the tree is empty
   std::uint64_t size_ = 0;
+};
+
+template <typename Traits>
+struct basic_page_index<Traits>::node {
+  static constexpr unsigned slots_per_version = 4;
+
+  atomic<std::uint32_t>& version_of(unsigned slot) noexcept {
+    return versions[slot / slots_per_version];
+  }
+
+  std::array<atomic<std::uint32_t>, fanout> slots{};
+  std::array<atomic<std::uint32_t>, (fanout + slots_per_version - 1) / slots_per_version>
+      versions{};
+  atomic<std::uint64_t> home{no_home};  // home_of() its pages; changes while it is empty
+  atomic<std::uint64_t> marks{0};       // a bit for each slot
+  // Below: guarded by the owner's lock.
+  std::array<std::uint64_t, 2> tags{};
+  std::uint64_t occupied = 0;  // a bit for each slot that is taken
+  node* parent = nullptr;
+  std::uint8_t offset = 0;  // in the parent
+  std::uint8_t shift = 0;
+};
+
+// A page as look() has seen it. Holds nothing.
+template <typename Traits>
+class basic_page_index<Traits>::sight {
+ public:
+  sight() noexcept = default;
+
+  // Whether there was a readable page.
+  explicit operator bool() const noexcept { return n_ != nullptr; }
+  // The frame of the number that was looked for: of a large page the one that lies there.
+  std::uint32_t frame_number() const noexcept { return frame_; }
+
+  // Whether what has been read of the page since look() is the page's.
+  bool still_valid() const noexcept {
+    // acquire: who has read a byte that came later than the page sees that the version has changed
+    // before; pairs with the fences of begin_change() and insert().
+    Traits::atomics::fence(std::memory_order_acquire);
+    // relaxed: the fence has ordered it behind what was read.
+    return n_->version_of(slot_).load(std::memory_order_relaxed) == version_;
+  }
+
+ private:
+  friend class basic_page_index;
+  sight(node* n, unsigned slot, std::uint32_t current, std::uint32_t frame) noexcept
+      : n_(n), slot_(slot), version_(current), frame_(frame) {}
+
+  node* n_ = nullptr;
+  unsigned slot_ = 0;
+  std::uint32_t version_ = 0;
+  std::uint32_t frame_ = 0;
 };
 
 using page_index = basic_page_index<page_index_traits>;

@@ -10,43 +10,18 @@
 namespace forebay {
 
 template <typename Traits>
-struct basic_page_index<Traits>::node {
-  std::array<atomic<std::uint32_t>, fanout> slots{};
-  // Below: guarded by the owner's lock.
-  std::array<std::uint64_t, 2> tags{};
-  std::uint64_t occupied = 0;  // a bit for each slot that is taken
-  node* parent = nullptr;
-  std::uint8_t offset = 0;  // in the parent
-  std::uint8_t shift = 0;
-};
-
-template <typename Traits>
 basic_page_index<Traits>::basic_page_index(node_memory& nodes, frame_memory& memory,
                                            std::uint64_t page_count) noexcept
     : nodes_(nodes),
       arena_(memory),
       root_shift_(page_count <= fanout
                       ? 0
-                      : (static_cast<unsigned>(std::bit_width(page_count - 1)) - 1) / bits * bits) {
-}
+                      : (static_cast<unsigned>(std::bit_width(page_count - 1)) - 1) / bits * bits),
+      first_home_(Traits::take_places(page_count + fanout)) {}
 
 template <typename Traits>
 basic_page_index<Traits>::~basic_page_index() {
   FOREBAY_ASSERT(size_ == 0);
-}
-
-template <typename Traits>
-auto basic_page_index<Traits>::lookup(std::uint64_t index) const noexcept -> page* {
-  // acquire, here and below: pairs with the release that publishes a node, which may be one that
-  // the slab has just made. Frames are there from the start, and say themselves what they are.
-  std::uint32_t entry = root_.load(std::memory_order_acquire);
-  for (unsigned shift = root_shift_; (entry & node_bit) != 0; shift -= bits) {
-    const unsigned slot = static_cast<unsigned>(index >> shift) & (fanout - 1);
-    entry = node_of(entry)->slots[slot].load(std::memory_order_acquire);  // acquire: see above
-    if (shift == 0) break;
-  }
-  if (entry == 0 || (entry & node_bit) != 0) return nullptr;
-  return &arena_.frame(entry - 1);
 }
 
 // The slots of a page of this order, in the node that it is in.
@@ -66,37 +41,48 @@ auto basic_page_index<Traits>::place_of(std::uint64_t index) const noexcept -> p
   for (unsigned shift = root_shift_; (entry & node_bit) != 0; shift -= bits) {
     n = node_of(entry);
     const unsigned slot = static_cast<unsigned>(index >> shift) & (fanout - 1);
-    entry = n->slots[slot].load(std::memory_order_relaxed);  // relaxed: under the owner's lock
+    // relaxed: under the owner's lock, or that of a page that is there, which keeps its path.
+    entry = n->slots[slot].load(std::memory_order_relaxed);
   }
   if (entry == 0) return {nullptr, 0};
-  return {n, slots_of(index, arena_.frame(entry - 1).order)};
+  return {n, slots_of(index, order_of(entry))};
 }
 
 template <typename Traits>
-void basic_page_index<Traits>::store(const place& at, std::uint32_t entry) noexcept {
+std::uint32_t basic_page_index<Traits>::entry_for(page& p) const noexcept {
+  const std::uint32_t number = arena_.frame_of(p) + 1;
+  FOREBAY_ASSERT(number <= number_mask && p.order < 16);
+  return number | std::uint32_t{p.order} << order_shift;
+}
+
+// Calls change(slot, what it is now) for the slots of a page. relaxed: they are changed under the
+// owner's lock or the page's, and not by two threads at a time.
+template <typename Traits>
+template <typename Change>
+void basic_page_index<Traits>::change_slots(const place& at, Change change) noexcept {
   for (std::uint64_t left = at.mask; left != 0; left &= left - 1) {
-    // relaxed: see lookup; what is read of the frame is ordered by the reference taken to it, and
-    // who finds some of a large page's slots only looks again under the lock.
-    at.n->slots[static_cast<unsigned>(std::countr_zero(left))].store(entry,
-                                                                     std::memory_order_relaxed);
+    atomic<std::uint32_t>& slot = at.n->slots[static_cast<unsigned>(std::countr_zero(left))];
+    change(slot, slot.load(std::memory_order_relaxed));  // relaxed: see above
   }
 }
 
+// The node of this shift on the way to page `index`.
 template <typename Traits>
-auto basic_page_index<Traits>::add_node(node* parent, unsigned offset, unsigned shift) noexcept
+auto basic_page_index<Traits>::add_node(node* parent, std::uint64_t index, unsigned shift) noexcept
     -> node* {
   // A node comes back to the slab as it left: empty, so nothing but its place has to be set.
   node* n = static_cast<node*>(nodes_.allocate());
   if (n == nullptr) return nullptr;
   n->parent = parent;
-  n->offset = static_cast<std::uint8_t>(offset);
+  n->offset = static_cast<std::uint8_t>((index >> shift >> bits) & (fanout - 1));
   n->shift = static_cast<std::uint8_t>(shift);
+  n->home.store(home_of(index, shift), std::memory_order_relaxed);  // relaxed: published with it
   const std::uint32_t entry = nodes_.handle_of(n) | node_bit;
   if (parent == nullptr) {
     root_.store(entry, std::memory_order_release);  // release: pairs with lookup
   } else {
-    parent->slots[offset].store(entry, std::memory_order_release);  // release: pairs with lookup
-    parent->occupied |= 1ull << offset;
+    parent->slots[n->offset].store(entry, std::memory_order_release);  // release: pairs with lookup
+    parent->occupied |= 1ull << n->offset;
   }
   return n;
 }
@@ -127,19 +113,28 @@ result<> basic_page_index<Traits>::insert(std::uint64_t index, page& p) noexcept
   unsigned slot = 0;
   for (unsigned shift = root_shift_;; shift -= bits) {
     FOREBAY_ASSERT(entry == 0 || (entry & node_bit) != 0);
-    node* below = entry != 0 ? node_of(entry) : add_node(n, slot, shift);
+    node* below = entry != 0 ? node_of(entry) : add_node(n, index, shift);
     if (below == nullptr) {
       prune(n);
       return fail(ENOMEM);
     }
     n = below;
     slot = static_cast<unsigned>(index >> shift) & (fanout - 1);
-    entry = n->slots[slot].load(std::memory_order_relaxed);  // relaxed: under the owner's lock
+    // relaxed: under the owner's lock
+    entry = n->slots[slot].load(std::memory_order_relaxed);
     if (shift == bottom) break;
   }
   const place at{n, slots_of(index, p.order)};
   FOREBAY_ASSERT((n->occupied & at.mask) == 0);
-  store(at, arena_.frame_of(p) + 1);
+  const std::uint32_t own = entry_for(p);
+  change_slots(at, [own](atomic<std::uint32_t>& slot_word, std::uint32_t) {
+    // relaxed: what is read of the frame is ordered by the reference taken to it, and who finds
+    // some of a large page's slots only looks again under the lock.
+    slot_word.store(own, std::memory_order_relaxed);
+  });
+  // release: who still reads the frame as what it was before, and sees a byte of what the caller
+  // puts there, also sees that this had gone; pairs with still_valid().
+  Traits::atomics::fence(std::memory_order_release);
   n->occupied |= at.mask;
   ++size_;
   return {};
@@ -147,7 +142,53 @@ result<> basic_page_index<Traits>::insert(std::uint64_t index, page& p) noexcept
 
 template <typename Traits>
 void basic_page_index<Traits>::replace(std::uint64_t index, page& p) noexcept {
-  store(place_of(index), arena_.frame_of(p) + 1);
+  const std::uint32_t own = entry_for(p);
+  const place at = place_of(index);
+  change_slots(at, [own](atomic<std::uint32_t>& slot, std::uint32_t was) {
+    // release: the data that has been put into the new frame; pairs with look().
+    slot.store(own | (was & readable_bit), std::memory_order_release);
+  });
+  change_versions(at);
+}
+
+// After the slots of a page have been changed, which was readable.
+template <typename Traits>
+void basic_page_index<Traits>::change_versions(const place& at) noexcept {
+  std::uint64_t left = at.mask;
+  while (left != 0) {
+    const auto slot = static_cast<unsigned>(std::countr_zero(left));
+    // release: who sees the version sees the slot as it is now; pairs with look(). Added, because
+    // pages beside this one share it.
+    at.n->version_of(slot).fetch_add(1, std::memory_order_release);
+    // The slots of this version, and those before it, which are done.
+    const unsigned next =
+        slot / node::slots_per_version * node::slots_per_version + node::slots_per_version;
+    left = next < 64 ? left >> next << next : 0;
+  }
+}
+
+template <typename Traits>
+void basic_page_index<Traits>::begin_change(std::uint64_t index) noexcept {
+  const place at = place_of(index);
+  bool readable = false;
+  change_slots(at, [&](atomic<std::uint32_t>& slot, std::uint32_t was) {
+    readable = (was & readable_bit) != 0;
+    // relaxed: published with the version
+    slot.store(was & ~readable_bit, std::memory_order_relaxed);
+  });
+  if (!readable) return;
+  change_versions(at);
+  // release: who sees a byte of what is written now also sees that the version has changed; pairs
+  // with still_valid().
+  Traits::atomics::fence(std::memory_order_release);
+}
+
+template <typename Traits>
+void basic_page_index<Traits>::end_change(std::uint64_t index) noexcept {
+  change_slots(place_of(index), [](atomic<std::uint32_t>& slot, std::uint32_t was) {
+    slot.store(was | readable_bit,
+               std::memory_order_release);  // release: the data; pairs with look()
+  });
 }
 
 template <typename Traits>
@@ -155,7 +196,12 @@ void basic_page_index<Traits>::erase(std::uint64_t index) noexcept {
   clear_tag(index, page_tag::dirty);
   clear_tag(index, page_tag::writeback);
   const place at = place_of(index);
-  store(at, 0);
+  change_slots(at, [](atomic<std::uint32_t>& slot, std::uint32_t) {
+    // relaxed: a reader checks the frame itself, or the version
+    slot.store(0, std::memory_order_relaxed);
+  });
+  change_versions(at);
+  at.n->marks.fetch_and(~at.mask, std::memory_order_relaxed);  // relaxed: a hint
   at.n->occupied &= ~at.mask;
   --size_;
   prune(at.n);
@@ -212,7 +258,7 @@ auto basic_page_index<Traits>::search(std::uint64_t from, std::uint64_t end,
       // relaxed: under the owner's lock.
       entry = n->slots[slot + skip].load(std::memory_order_relaxed);
       if ((entry & node_bit) != 0) continue;
-      page& p = arena_.frame(entry - 1);
+      page& p = frame_of(entry);
       return found{from & ~std::uint64_t{p.frames() - 1}, &p};
     }
   }

@@ -84,6 +84,7 @@ address_space::step address_space::write_locked(page& p, std::size_t from,
       return step::needs_read;
     }
   }
+  begin_change(p);
   std::memcpy(p.data() + from, data.data(), data.size());
   p.clear(page_zero);
   if (page_buffers(p) != nullptr) {
@@ -93,6 +94,7 @@ address_space::step address_space::write_locked(page& p, std::size_t from,
     const std::size_t block = block_bytes_of(p);
     set_uptodate(p, round_down(from, block), std::min(round_up(to, block), valid), valid);
   }
+  end_change(p);
   mark_dirty(p);
   return step::done;
 }

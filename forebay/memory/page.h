@@ -50,6 +50,7 @@ enum page_flag : std::uint32_t {
   page_writeback = 1u << 3,  // being written to the device: its data must not change
   page_error = 1u << 4,      // the last write of it failed; it is still dirty
   page_waiters = 1u << 5,    // somebody waits for locked or writeback to clear
+  page_viewed = 1u << 6,     // views of it are not counted any more; see address_space::try_view()
   page_private = 1u << 7,    // private_data leads to per-block state
   page_zero = 1u << 8,       // known to lie in a hole of the device: reads as zeros
   page_in_buddy = 1u << 9,   // head of a free block of `order`

@@ -1,8 +1,8 @@
 // The page cache's lookup in the explorer: the index that is read without a lock (forebay/cache/
-// page_index.h), the frame that is pinned on a guess (memory/page.h), and its lock bit
-// (page_wait.h). A tree of nodes with two or four slots, whose nodes and frames are used again
-// while a reader is on its way. Large pages are of two frames: one slot above the leaves, or two in
-// a leaf.
+// page_index.h), the frame that is pinned on a guess (memory/page.h) or read without a pin, and its
+// lock bit (page_wait.h). A tree of nodes with two or four slots, whose nodes and frames are used
+// again while a reader is on its way. Large pages are of two frames: one slot above the leaves, or
+// two in a leaf.
 #include <array>
 #include <new>
 #include <utility>
@@ -17,8 +17,13 @@ namespace {
 
 using number = model_atomics::plain<int>;
 
+// A search and a change walk the tree several times, which is not waiting.
+constexpr unsigned spin_reads = 8;
+
 struct model_frame : basic_page<model_atomics> {
   number data{0};
+  // For who reads without a pin: the same number twice.
+  std::array<model_atomics::atomic<int>, 2> words{};
 };
 
 struct frames {
@@ -40,6 +45,7 @@ struct small_tree {
   using frame_memory = frames;
   using frame = model_frame;
   static constexpr unsigned bits = Bits;
+  static std::uint64_t take_places(std::uint64_t) { return 16; }
 };
 
 template <unsigned Bits>
@@ -169,7 +175,7 @@ using space = space_over<1>;
 // A page comes while another thread looks for it.
 struct page_comes : space {
   static constexpr unsigned threads = 2;
-  static constexpr options bounds{.preemptions = 3};
+  static constexpr options bounds{.preemptions = 3, .spin_reads = spin_reads};
 
   void run(unsigned thread) {
     if (thread == 0) {
@@ -187,7 +193,7 @@ struct page_comes : space {
 // A page goes, and its frame and nodes serve another page.
 struct frame_is_used_again : space {
   static constexpr unsigned threads = 2;
-  static constexpr options bounds{.preemptions = 3};
+  static constexpr options bounds{.preemptions = 3, .spin_reads = spin_reads};
 
   frame_is_used_again() { add(0, 0); }
   void run(unsigned thread) {
@@ -204,7 +210,7 @@ struct frame_is_used_again : space {
 // Two frames change places.
 struct frames_change_places : space {
   static constexpr unsigned threads = 2;
-  static constexpr options bounds{.preemptions = 2};
+  static constexpr options bounds{.preemptions = 2, .spin_reads = spin_reads};
 
   frames_change_places() {
     add(0, 0);
@@ -226,7 +232,7 @@ struct frames_change_places : space {
 // The frame of a page is exchanged for a fresh one, as when its chunk of the arena is emptied.
 struct frame_is_moved : space {
   static constexpr unsigned threads = 2;
-  static constexpr options bounds{.preemptions = 4};
+  static constexpr options bounds{.preemptions = 4, .spin_reads = spin_reads};
 
   frame_is_moved() { add(0, 0); }
   void run(unsigned thread) {
@@ -256,7 +262,7 @@ struct frame_is_moved : space {
 template <unsigned Bits>
 struct large_page_comes : space_over<Bits> {
   static constexpr unsigned threads = 2;
-  static constexpr options bounds{.preemptions = 3};
+  static constexpr options bounds{.preemptions = 3, .spin_reads = spin_reads};
 
   void run(unsigned thread) {
     if (thread == 0) {
@@ -273,7 +279,7 @@ struct large_page_comes : space_over<Bits> {
 template <unsigned Bits>
 struct large_page_goes : space_over<Bits> {
   static constexpr unsigned threads = 2;
-  static constexpr options bounds{.preemptions = 2};
+  static constexpr options bounds{.preemptions = 2, .spin_reads = spin_reads};
 
   large_page_goes() { this->add(2, 0, 1); }
   void run(unsigned thread) {
@@ -293,7 +299,7 @@ struct large_page_goes : space_over<Bits> {
 template <unsigned Bits>
 struct frames_become_a_large_page : space_over<Bits> {
   static constexpr unsigned threads = 2;
-  static constexpr options bounds{.preemptions = 2};
+  static constexpr options bounds{.preemptions = 2, .spin_reads = spin_reads};
 
   frames_become_a_large_page() {
     this->add(2, 1);
@@ -309,6 +315,128 @@ struct frames_become_a_large_page : space_over<Bits> {
     }
   }
   void finish() { this->clear(); }
+};
+
+// --- pages that are read without a pin ---
+
+// Four pages again. Who writes a page's data has its lock, or the only reference; here that is
+// always the same thread, or the page is not there for others yet.
+struct viewed_space {
+  static constexpr unsigned threads = 2;
+  static constexpr options bounds{.preemptions = 2, .spin_reads = spin_reads};
+  static constexpr std::uint64_t pages = 4;
+  frames memory;
+  nodes<1> cache;
+  small_index<1> index{cache, memory, pages};
+  model_mutex lock;
+
+  static int contents(std::uint64_t n, int version) { return static_cast<int>(n) * 16 + version; }
+  // relaxed, and in move() and view(): the data itself, which the index orders.
+  void fill(std::uint32_t frame, int value) {
+    // relaxed: see above
+    for (auto& w : memory.frame(frame).words) w.store(value, std::memory_order_relaxed);
+  }
+  void add(std::uint64_t n, std::uint32_t frame) {
+    {
+      const model_scoped_lock hold(lock);
+      check(index.insert(n, memory.frame(frame)).has_value());
+    }
+    fill(frame, contents(n, 0));
+    index.end_change(n);
+  }
+  void change(std::uint64_t n, std::uint32_t frame, int version) {
+    index.begin_change(n);
+    fill(frame, contents(n, version));
+    index.end_change(n);
+  }
+  void evict(std::uint64_t n) {
+    const model_scoped_lock hold(lock);
+    index.erase(n);
+  }
+  void move(std::uint64_t n, std::uint32_t from, std::uint32_t to) {
+    const model_scoped_lock hold(lock);
+    model_atomics::fence(std::memory_order_release);  // release: as address_space::move()
+    fill(to, memory.frame(from).words[0].load(std::memory_order_relaxed));  // relaxed: see above
+    index.replace(n, memory.frame(to));
+  }
+  void view(std::uint64_t n) {
+    const auto s = index.look(n);
+    if (!s) return;
+    auto& words = memory.frame(s.frame_number()).words;
+    const int first = words[0].load(std::memory_order_relaxed);   // relaxed: see above
+    const int second = words[1].load(std::memory_order_relaxed);  // relaxed: see above
+    if (!s.still_valid()) return;
+    check(first == second, "a torn read");
+    check(first / 16 == static_cast<int>(n), "another page's data");
+  }
+  void finish() {
+    for (std::uint64_t n = 0; n < pages; ++n) {
+      if (index.lookup(n) != nullptr) evict(n);
+    }
+    check(index.size() == 0 && cache.free_count == nodes<1>::count, "nodes were lost");
+  }
+};
+
+// A page comes, and is written to.
+struct viewed_page_changes : viewed_space {
+  void run(unsigned thread) {
+    if (thread == 0) {
+      add(1, 0);
+      change(1, 0, 1);
+      change(1, 0, 2);
+    } else {
+      view(1);
+      view(1);
+    }
+  }
+};
+
+// A page goes, and its frame serves another one.
+struct viewed_frame_is_used_again : viewed_space {
+  viewed_frame_is_used_again() {
+    add(0, 0);
+    add(2, 1);
+  }
+  void run(unsigned thread) {
+    if (thread == 0) {
+      evict(0);
+      add(3, 0);
+    } else {
+      view(0);
+      view(3);
+    }
+  }
+};
+
+// A page goes, and its leaf serves elsewhere with another frame.
+struct viewed_leaf_is_used_again : viewed_space {
+  viewed_leaf_is_used_again() { add(1, 0); }
+  void run(unsigned thread) {
+    if (thread == 0) {
+      evict(1);
+      add(3, 1);
+    } else {
+      view(1);
+    }
+  }
+};
+
+// A page gets another frame, and its own serves elsewhere; the new one had been another page.
+struct viewed_page_is_moved : viewed_space {
+  viewed_page_is_moved() {
+    add(0, 0);
+    add(1, 1);
+  }
+  void run(unsigned thread) {
+    if (thread == 0) {
+      evict(1);
+      move(0, 0, 1);
+      add(1, 0);
+    } else {
+      view(1);
+      view(0);
+    }
+  }
 };
 
 // --- the lock of a page, and its waiters ---
@@ -363,10 +491,12 @@ struct page_is_filled {
   void finish() {}
 };
 
-TEST(explored_pages, lookups_and_bits) {
+TEST(explored_pages, lookups_views_and_bits) {
   expect_explored_and_needed<page_lock<2>, page_is_filled, page_comes, frame_is_moved,
-                             frame_is_used_again, frames_change_places>(
-      {"cache/page_index_code.h", "memory/page.h"});
+                             frame_is_used_again, frames_change_places, viewed_page_changes,
+                             viewed_frame_is_used_again, viewed_leaf_is_used_again,
+                             viewed_page_is_moved>(
+      {"cache/page_index.h", "cache/page_index_code.h", "memory/page.h"});
 }
 
 TEST(explored_pages, large_pages) {
