@@ -69,8 +69,14 @@ task<bh_ref> block_api::get(address_space& space, std::uint64_t block, std::uint
   const std::uint64_t index = address_space::page_of(offset);
   page_ref p;
   auto outcome = address_space::add_outcome::exists;
-  for (;;) {
+  for (unsigned attempts = 0;;) {
     p = space.find(index);
+    if (p && p->is_large()) {
+      if (++attempts == attempts_max) co_return fail(EBUSY);
+      const result<> gone = co_await take_off(space, std::move(p));
+      if (!gone) co_return fail(gone.error());
+      continue;
+    }
     outcome = address_space::add_outcome::exists;
     if (!p) {
       page* const frame = cache.try_allocate_frame();
@@ -108,6 +114,23 @@ task<bh_ref> block_api::get(address_space& space, std::uint64_t block, std::uint
     if (!r) co_return fail(r.error());
   }
   co_return found;
+}
+
+// Takes a large page off, which has no buffers: what is dirty is written first. It may be in use,
+// for the moment.
+task<> block_api::take_off(address_space& space, page_ref p) {
+  if (p->test(page_dirty | page_writeback)) {
+    const auto wrote = co_await space.write_back(
+        p->offset_bytes(), std::min(p->end_bytes(), space.size_bytes_) - p->offset_bytes(), 0);
+    if (!wrote) co_return fail(wrote.error());
+    co_await wait_until_clear(*p, page_writeback);
+  }
+  page& frame = *p;
+  p.reset();
+  if (space.cache_.vacate(frame, nullptr) == page_cache::vacated::busy) {
+    co_await sleep_for(attempt_pause_ns);
+  }
+  co_return result<>{};
 }
 
 // Sees to it that a page that the caller holds has buffers of this size. ENOENT if it has left the

@@ -35,6 +35,10 @@
 #include <cstdint>
 #include <utility>
 
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
+
 #include "forebay/base/stats.h"
 #include "forebay/cache/buffer_head.h"
 #include "forebay/os/cpu_lock.h"
@@ -181,15 +185,33 @@ class basic_buffer_lru {
     std::uint64_t order = 0xfedcba9876543210;
     std::atomic<std::uint64_t> hits{0};
     std::atomic<std::uint64_t> misses{0};
-    std::array<std::uint64_t, places> keys{};  // of what is there: a first look
-    std::array<buffer*, places> buffers{};     // null: nothing is there
+    alignas(16) std::array<std::uint32_t, 16> keys{};  // of what is there: a first look
+    std::array<buffer*, places> buffers{};             // null: nothing is there
     std::array<const void*, places> spaces{};
     std::array<std::uint32_t, places> lent{};
     std::array<bool, places> again{};  // found here
 
-    static std::uint64_t key_of(const void* space, std::uint64_t block,
+    static std::uint32_t key_of(const void* space, std::uint64_t block,
                                 std::uint32_t size_bytes) noexcept {
-      return (block << 13 | size_bytes) ^ (reinterpret_cast<std::uintptr_t>(space) << 16);
+      const auto place = static_cast<std::uint32_t>(reinterpret_cast<std::uintptr_t>(space) >> 6);
+      return static_cast<std::uint32_t>(block ^ block >> 32) ^ size_bytes << 18 ^ place << 8;
+    }
+    // A bit for each place that has this key.
+    static std::uint32_t places_of(const std::array<std::uint32_t, 16>& keys,
+                                   std::uint32_t key) noexcept {
+#ifdef __SSE2__
+      const __m128i wanted = _mm_set1_epi32(static_cast<int>(key));
+      const auto equal = [&](unsigned i) noexcept {
+        return _mm_cmpeq_epi32(_mm_load_si128(reinterpret_cast<const __m128i*>(&keys[i])), wanted);
+      };
+      const __m128i low = _mm_packs_epi32(equal(0), equal(4));
+      const __m128i high = _mm_packs_epi32(equal(8), equal(12));
+      return static_cast<std::uint32_t>(_mm_movemask_epi8(_mm_packs_epi16(low, high)));
+#else
+      std::uint32_t equal = 0;
+      for (unsigned i = 0; i < 16; ++i) equal |= std::uint32_t{keys[i] == key} << i;
+      return equal;
+#endif
     }
     // relaxed: only the holder writes it.
     static void count(std::atomic<std::uint64_t>& n) noexcept {
@@ -203,11 +225,10 @@ class basic_buffer_lru {
 
     // The place that has it, `places` if none.
     unsigned find(const void* space, std::uint64_t block, std::uint32_t size_bytes) const noexcept {
-      const std::uint64_t key = key_of(space, block, size_bytes);
+      const std::uint32_t key = key_of(space, block, size_bytes);
       unsigned i = at(0);
       if (keys[i] != key) {
-        std::uint32_t equal = 0;
-        for (unsigned k = 0; k < places; ++k) equal |= std::uint32_t{keys[k] == key} << k;
+        const std::uint32_t equal = places_of(keys, key) & ((2u << (places - 1)) - 1);
         if (equal == 0) return places;
         i = static_cast<unsigned>(std::countr_zero(equal));
       }
