@@ -109,3 +109,17 @@ endif()
 if(FOREBAY_BENCH_moodycamel)
   forebay_bench_ring_program(moodycamel)
 endif()
+
+# bench/cache: one program for all, so that they share a process and its memory.
+find_path(FOREBAY_BENCH_rocksdb rocksdb/cache.h)
+mark_as_advanced(FOREBAY_BENCH_rocksdb)
+add_executable(forebay_bench_cache EXCLUDE_FROM_ALL bench/cache/hits.cc)
+target_link_libraries(forebay_bench_cache PRIVATE forebay)
+if(FOREBAY_BENCH_rocksdb)
+  target_compile_definitions(forebay_bench_cache PRIVATE FOREBAY_BENCH_ROCKSDB)
+  target_link_libraries(forebay_bench_cache PRIVATE rocksdb)
+endif()
+set_target_properties(forebay_bench_cache PROPERTIES
+  OUTPUT_NAME cache_forebay
+  RUNTIME_OUTPUT_DIRECTORY "${PROJECT_BINARY_DIR}/bench")
+add_dependencies(bench_programs forebay_bench_cache)
