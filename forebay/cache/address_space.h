@@ -265,12 +265,14 @@ class address_space {
   void count_use(std::uint64_t index, const page_index::sight& s) noexcept;
   void make_readable(page& p) noexcept;
   // Of a page that the caller has locked, and that is in the index: its data is about to change; it
-  // does not change any more, and if all of it is valid it is readable.
+  // does not change any more, and if all of it is valid, and no block of it is locked by who
+  // changes that, it is readable.
   void begin_change(page& p) noexcept {
     index_.begin_change(p.index.load(std::memory_order_relaxed));  // relaxed: locked
   }
   void end_change(page& p) noexcept {
     if (!p.test(page_uptodate)) return;
+    if (locked_buffer(p, 0, page_bytes) != nullptr) return;
     index_.end_change(p.index.load(std::memory_order_relaxed));  // relaxed: locked
   }
   bool owns(const page& p) const noexcept { return p.is_owned_by(this); }

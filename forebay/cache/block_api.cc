@@ -231,24 +231,29 @@ task<> block_api::read_ahead(address_space& space, std::uint64_t block, std::uin
 
 // ---- Locking and changing them ----
 
+// Locks a buffer whose page the caller has locked. Views of the page end here; it is readable by
+// views again when somebody reads it by a pin after the last of its buffers has been unlocked.
+void block_api::start_change(buffer_head& b) noexcept {
+  b.set(bh_lock);
+  address_space::space_of(b).begin_change(*b.frame);
+  b.frame->clear(page_zero);
+}
+
 bool block_api::try_lock(buffer_head& b) noexcept {
   page& p = *b.frame;
-  const address_space& space = address_space::space_of(b);
+  address_space& space = address_space::space_of(b);
   if (!try_lock_page(p)) return false;
   const bool limited =
       !p.test(page_dirty) && (space.over_error_limit() || space.cache_.over_dirty_limit());
   const bool mine = !limited && !b.test(bh_lock);
-  if (mine) {
-    b.set(bh_lock);
-    p.clear(page_zero);
-  }
+  if (mine) start_change(b);
   unlock_page(p);
   return mine;
 }
 
 now_or_task<void> block_api::lock(buffer_head& b) noexcept {
-  if (try_lock(b)) return result<>{};
-  return wait_and_lock(b, true);
+  if (try_lock(b)) return now_or_task<void>(result<>{});
+  return now_or_task<void>(wait_and_lock(b, true));
 }
 
 task<> block_api::wait_and_lock(buffer_head& b, bool to_change) {
@@ -274,15 +279,18 @@ task<> block_api::wait_and_lock(buffer_head& b, bool to_change) {
     const result<> r = co_await space.wait_for(limit, 0, 0, 0, none);
     if (!r) co_return fail(r.error());
   }
-  b.set(bh_lock);
-  if (to_change) p.clear(page_zero);
+  if (to_change) {
+    start_change(b);
+  } else {
+    b.set(bh_lock);
+  }
   unlock_page(p);
   co_return result<>{};
 }
 
 now_or_task<void> block_api::wait_unlocked(buffer_head& b) noexcept {
-  if (!b.test(bh_lock)) return result<>{};
-  return wait_until_clear_of_lock(b);
+  if (!b.test(bh_lock)) return now_or_task<void>(result<>{});
+  return now_or_task<void>(wait_until_clear_of_lock(b));
 }
 
 task<> block_api::wait_until_clear_of_lock(buffer_head& b) {

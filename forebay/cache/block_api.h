@@ -63,8 +63,8 @@ class associated_buffers {
 template <typename T>
 class [[nodiscard]] now_or_task {
  public:
-  now_or_task(result<T> value) noexcept : now_(std::move(value)) {}
-  now_or_task(task<T> later) noexcept : later_(std::move(later)) {}
+  explicit now_or_task(result<T> value) noexcept : now_(std::move(value)) {}
+  explicit now_or_task(task<T> later) noexcept : later_(std::move(later)) {}
 
   auto operator co_await() && noexcept {
     struct awaiter {
@@ -102,15 +102,17 @@ class block_api {
  public:
   static now_or_task<bh_ref> getblk(address_space& space, std::uint64_t block,
                                     std::uint32_t size_bytes) noexcept {
-    if (bh_ref b = find(space, block, size_bytes)) return result<bh_ref>(std::move(b));
-    return get(space, block, size_bytes, false);
+    if (bh_ref b = find(space, block, size_bytes)) {
+      return now_or_task<bh_ref>(result<bh_ref>(std::move(b)));
+    }
+    return now_or_task<bh_ref>(get(space, block, size_bytes, false));
   }
   static now_or_task<bh_ref> bread(address_space& space, std::uint64_t block,
                                    std::uint32_t size_bytes) noexcept {
     if (bh_ref b = find(space, block, size_bytes); b && b->test(bh_uptodate)) [[likely]] {
-      return result<bh_ref>(std::move(b));
+      return now_or_task<bh_ref>(result<bh_ref>(std::move(b)));
     }
-    return get(space, block, size_bytes, true);
+    return now_or_task<bh_ref>(get(space, block, size_bytes, true));
   }
   // A buffer that is there, with its data or without. Takes no lock.
   static bh_ref find(address_space& space, std::uint64_t block, std::uint32_t size_bytes) noexcept {
@@ -150,6 +152,7 @@ class block_api {
   static result<bool> replace_unused(address_space& space, page& p,
                                      std::uint32_t size_bytes) noexcept;
   static task<> read(address_space& space, buffer_head& b);
+  static void start_change(buffer_head& b) noexcept;
   static task<> wait_and_lock(buffer_head& b, bool to_change);
   static task<> wait_until_clear_of_lock(buffer_head& b);
 

@@ -264,6 +264,7 @@ TEST(block_api, no_write_back_of_a_block_begins_while_it_is_locked) {
     EXPECT_TRUE(sync_blockdev(*f.space));
     synced = true;
   });
+  EXPECT_FALSE(f.space->try_view(1)) << "nor is it read without a pin while it changes";
   std::thread writer([&] { EXPECT_TRUE(sync_wait(f.space->write(4096, filled(512, 3)))); });
   std::this_thread::sleep_for(std::chrono::milliseconds(5));
   EXPECT_FALSE(synced);
@@ -274,6 +275,30 @@ TEST(block_api, no_write_back_of_a_block_begins_while_it_is_locked) {
   other.join();
   writer.join();
   EXPECT_TRUE(f.device_has(4096 + 512, 512, 2));
+}
+
+TEST(block_api, views_see_no_block_that_is_being_changed) {
+  fixture f(1024);
+  ASSERT_TRUE(breadahead(*f.space, 0, 1024, 4));
+  const auto view = f.space->try_view(0);
+  ASSERT_TRUE(view && view.still_valid());
+  const result<bh_ref> first = bread(*f.space, 0, 1024);
+  const result<bh_ref> second = bread(*f.space, 1, 1024);
+  ASSERT_TRUE(lock_buffer(**first) && lock_buffer(**second));
+  EXPECT_FALSE(view.still_valid());
+  unlock_buffer(**first);
+  // Neither a read by a pin nor a write beside it makes the page readable before its time.
+  std::vector<std::byte> out(1024);
+  ASSERT_TRUE(sync_wait(f.space->read(0, out)));
+  ASSERT_TRUE(sync_wait(f.space->write(2048, out)));
+  EXPECT_FALSE(f.space->try_view(0));
+  fill_and_mark(**second, 7);
+  unlock_buffer(**second);
+  ASSERT_TRUE(sync_wait(f.space->read(0, out)));
+  const auto after = f.space->try_view(0);
+  ASSERT_TRUE(after);
+  EXPECT_EQ(after.load<std::byte>(1024), std::byte{7});
+  EXPECT_TRUE(after.still_valid());
 }
 
 TEST(block_api, associated_buffers_are_written_together) {
