@@ -7,6 +7,10 @@
 // of an arena) that must stay valid and, for a write, unchanged until then. Neighbouring segments
 // that are adjacent in memory become one.
 //
+// A bio can be cut without copying a byte: bio_cursor walks along its segments and makes other bios
+// of the pieces, and bio_chain remembers how those ended (bio_split, bio_advance and bio_chain of
+// Linux).
+//
 // Ownership: the submitter owns the bio; the device owns it and the memory from submit() until it
 // is run.
 #pragma once
@@ -16,6 +20,7 @@
 #include <cstdint>
 #include <span>
 
+#include "forebay/base/list.h"
 #include "forebay/dma/segment.h"
 #include "forebay/os/file.h"
 #include "forebay/ring/completion.h"
@@ -23,6 +28,9 @@
 namespace forebay {
 
 class device;
+class executor;
+class request_queue;
+struct device_limits;
 
 enum class bio_op : std::uint8_t {
   read,
@@ -37,6 +45,14 @@ enum bio_flag : std::uint8_t {
   bio_no_unmap = 1u << 1,  // write_zeroes keeps the blocks allocated
 };
 
+// How urgent it is, the most urgent first; see request_queue.
+enum class bio_class : std::uint8_t {
+  demand,      // somebody waits for it
+  write_back,  // somebody may come to wait
+  read_ahead,  // nobody misses it
+};
+inline constexpr std::size_t bio_class_count = 3;
+
 struct bio : completion {
   static constexpr std::size_t max_segments = 32;
 
@@ -46,6 +62,7 @@ struct bio : completion {
 
   bio_op op = bio_op::read;
   std::uint8_t flags = 0;
+  bio_class urgency = bio_class::demand;
   std::uint16_t segment_count = 0;
   std::uint64_t offset_bytes = 0;
   std::uint64_t length_bytes =
@@ -70,6 +87,12 @@ struct bio : completion {
     return true;
   }
 
+  // Drops all but the first `bytes`, at most length_bytes; of segments as well.
+  void truncate(std::uint64_t bytes) noexcept;
+
+  // Whether it moves data through its segments.
+  bool is_transfer() const noexcept { return op == bio_op::read || op == bio_op::write; }
+
   std::span<const iovec> used_segments() const noexcept { return {segments.data(), segment_count}; }
   std::uint64_t end_bytes() const noexcept { return offset_bytes + length_bytes; }
 
@@ -84,8 +107,67 @@ struct bio : completion {
   };
   lower_operation lower;
 
+  // For the request queue that it is in (request_queue.h says what stands here).
+  struct queue_entry {
+    request_queue* queue = nullptr;      // null while it is in none
+    completion::function run = nullptr;  // the submitter's
+    executor* home = nullptr;            // where it is to be run
+    bio* merged = nullptr;               // the next bio of the same request
+    bio* last = nullptr;                 // of the request that it stands for
+    std::uint64_t own_bytes = 0;         // length without those that were merged behind it
+    std::uint64_t since_ns = 0;          // when it began to wait
+    bool alone = false;                  // it was in a request that failed: it is not merged again
+  };
+  queue_entry queued;
+  list_node queue_link;
+
   // For the submitter.
   void* private_data = nullptr;
 };
+
+// A place in the range of a transfer. The bio must stay as it is meanwhile.
+class bio_cursor {
+ public:
+  explicit bio_cursor(const bio& of) noexcept : bio_(&of) {}
+
+  std::uint64_t bytes_left() const noexcept { return bio_->length_bytes - done_bytes_; }
+
+  // Goes on by `bytes`, at most bytes_left().
+  void advance(std::uint64_t bytes) noexcept;
+
+  // Makes `part`, which has no segments, the next piece: of the same kind, over the same memory, as
+  // long as the limits let it be. Its length; 0, and nothing changes, if nothing is left or the
+  // segments are too many for a single logical block.
+  std::uint64_t take(bio& part, const device_limits& limits) noexcept;
+
+ private:
+  const bio* bio_;
+  std::uint64_t done_bytes_ = 0;
+  std::size_t segment_ = 0;     // the one that the place is in
+  std::size_t in_segment_ = 0;  // bytes of it that are done
+};
+
+// How the pieces of a bio end: counts those under way and keeps the first error. One thread.
+class bio_chain {
+ public:
+  void started() noexcept { ++under_way_; }
+  void ended(std::int32_t status) noexcept {
+    --under_way_;
+    fail(status);
+  }
+  // Without a piece that could tell it.
+  void fail(std::int32_t status) noexcept {
+    if (status_ == 0) status_ = status;
+  }
+  unsigned under_way() const noexcept { return under_way_; }
+  std::int32_t status() const noexcept { return status_; }
+
+ private:
+  unsigned under_way_ = 0;
+  std::int32_t status_ = 0;
+};
+
+// Whether `back` may go in one transfer with `front`, which it continues.
+bool can_merge(const bio& front, const bio& back, const device_limits& limits) noexcept;
 
 }  // namespace forebay

@@ -112,6 +112,100 @@ TEST(check_bio, lets_through_exactly_what_lies_inside_and_is_aligned) {
   EXPECT_EQ(check(bio_op::write_zeroes, 0, 512), -EROFS);
 }
 
+TEST(check_bio, holds_transfers_to_segments_and_boundary) {
+  device_limits limits;
+  limits.size_bytes = 1u << 20;
+  limits.max_segments = 2;
+  limits.boundary_bytes = 4096;
+  std::array<std::byte, 8192> memory{};
+  bio b(bio_op::read, 3584);
+  b.add(memory.data(), 512);
+  EXPECT_EQ(check_bio(b, limits), 0);
+  b.add(memory.data() + 1024, 512);
+  EXPECT_EQ(check_bio(b, limits), -EINVAL) << "crosses a boundary";
+  b.offset_bytes = 0;
+  EXPECT_EQ(check_bio(b, limits), 0);
+  b.add(memory.data() + 2048, 512);
+  EXPECT_EQ(check_bio(b, limits), -EINVAL) << "a segment too many";
+  EXPECT_EQ(check_range(b, limits), 0);
+}
+
+// The pieces together are the bio, each as long as the limits let it be.
+RC_GTEST_PROP(bio_cursor, cuts_a_bio_into_pieces_within_the_limits, ()) {
+  static std::array<std::byte, 64 * 1024> memory{};
+  device_limits limits;
+  limits.size_bytes = 1u << 20;
+  limits.max_transfer_bytes = 512 * *rc::gen::inRange<std::uint32_t>(1, 20);
+  limits.max_segments = *rc::gen::inRange<std::uint32_t>(1, 8);
+  limits.boundary_bytes = *rc::gen::element(0u, 2048u, 8192u);
+  bio whole(bio_op::write, 512 * *rc::gen::inRange<std::uint64_t>(0, 32), bio_fua);
+  whole.urgency = bio_class::write_back;
+  std::size_t at = 0;
+  for (const std::size_t blocks : *rc::gen::container<std::vector<std::size_t>>(
+           *rc::gen::inRange<std::size_t>(1, 8), rc::gen::inRange<std::size_t>(1, 5))) {
+    RC_ASSERT(whole.add(memory.data() + at, 512 * blocks));
+    at += 512 * blocks + (blocks % 2) * 512;
+  }
+  bio_cursor rest(whole);
+  bio again(bio_op::write, whole.offset_bytes);
+  const std::uint64_t skip = 512 * *rc::gen::inRange<std::uint64_t>(0, 3);
+  if (skip < whole.length_bytes) {
+    bio front(bio_op::write, whole.offset_bytes);
+    for (const iovec& s : whole.used_segments()) {
+      front.add(static_cast<std::byte*>(s.iov_base), s.iov_len);
+    }
+    front.truncate(skip);
+    RC_ASSERT(front.length_bytes == skip);
+    for (const iovec& s : front.used_segments()) {
+      again.add(static_cast<std::byte*>(s.iov_base), s.iov_len);
+    }
+    rest.advance(skip);
+  }
+  while (rest.bytes_left() != 0) {
+    bio part;
+    const std::uint64_t taken = rest.take(part, limits);
+    RC_ASSERT(taken != 0 && taken == part.length_bytes);
+    RC_ASSERT(part.op == whole.op && part.flags == whole.flags && part.urgency == whole.urgency);
+    RC_ASSERT(part.offset_bytes == again.end_bytes());
+    RC_ASSERT(check_bio(part, limits) == 0);
+    for (const iovec& s : part.used_segments()) {
+      RC_ASSERT(again.add(static_cast<std::byte*>(s.iov_base), s.iov_len));
+    }
+  }
+  RC_ASSERT(again.length_bytes == whole.length_bytes);
+  RC_ASSERT(again.segment_count == whole.segment_count);
+  for (std::size_t i = 0; i < again.segment_count; ++i) {
+    const bool same = again.segments[i].iov_base == whole.segments[i].iov_base;
+    RC_ASSERT(same);
+    RC_ASSERT(again.segments[i].iov_len == whole.segments[i].iov_len);
+  }
+}
+
+// A device with blocks of 4 KiB cannot have a piece that ends within one.
+TEST(bio_cursor, takes_nothing_when_one_block_has_too_many_segments) {
+  device_limits limits;
+  limits.size_bytes = 1u << 20;
+  limits.logical_block_bytes = 4096;
+  limits.max_segments = 2;
+  std::array<std::byte, 16384> memory{};
+  bio b(bio_op::read, 0);
+  for (std::size_t i = 0; i < 8; ++i) b.add(memory.data() + i * 1024, 512);
+  bio_cursor rest(b);
+  bio part;
+  EXPECT_EQ(rest.take(part, limits), 0u);
+  EXPECT_EQ(rest.bytes_left(), 4096u);
+}
+
+TEST(bio_chain, keeps_the_first_error) {
+  bio_chain chain;
+  for (int i = 0; i < 4; ++i) chain.started();
+  for (const std::int32_t status : {0, -EIO, -ENOSPC}) chain.ended(status);
+  EXPECT_EQ(chain.under_way(), 1u);
+  chain.ended(0);
+  EXPECT_EQ(chain.under_way(), 0u);
+  EXPECT_EQ(chain.status(), -EIO);
+}
+
 task<> write_then_read(device& d, std::span<std::byte> out) {
   std::array<std::byte, 1024> data;
   data.fill(std::byte{7});

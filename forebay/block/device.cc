@@ -9,7 +9,7 @@ void device::complete(bio& b, std::int32_t status) noexcept {
   executor::current()->ready(b);
 }
 
-std::int32_t check_bio(const bio& b, const device_limits& limits) noexcept {
+std::int32_t check_range(const bio& b, const device_limits& limits) noexcept {
   if (b.op != bio_op::read && limits.read_only && b.op != bio_op::flush) return -EROFS;
   if (b.op == bio_op::flush) return 0;
   if (b.length_bytes == 0 || b.offset_bytes > limits.size_bytes ||
@@ -20,8 +20,13 @@ std::int32_t check_bio(const bio& b, const device_limits& limits) noexcept {
       !is_aligned(b.length_bytes, std::uint64_t{limits.logical_block_bytes})) {
     return -EINVAL;
   }
-  const bool transfers = b.op == bio_op::read || b.op == bio_op::write;
-  return transfers && b.length_bytes > limits.max_transfer_bytes ? -EINVAL : 0;
+  return 0;
+}
+
+std::int32_t check_bio(const bio& b, const device_limits& limits) noexcept {
+  const std::int32_t bad = check_range(b, limits);
+  if (bad != 0) return bad;
+  return b.is_transfer() && !fits_transfer(b, limits) ? -EINVAL : 0;
 }
 
 }  // namespace forebay

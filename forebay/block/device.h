@@ -16,10 +16,18 @@ struct device_limits {
       512;  // offsets and lengths of reads and writes are multiples of it
   std::uint32_t physical_block_bytes = 4096;  // what the medium writes without reading
   std::uint32_t max_transfer_bytes = 1u << 20;
+  std::uint32_t max_segments = bio::max_segments;  // of a read or write
+  std::uint32_t boundary_bytes = 0;  // no read or write crosses a multiple of it; 0: none
   bool read_only = false;
   bool direct = true;           // not through the kernel's page cache
   bool may_have_holes = false;  // extent_at() is worth asking
 };
+
+// From an offset to the next place that a transfer may not cross.
+inline std::uint64_t bytes_to_boundary(std::uint64_t offset, const device_limits& limits) noexcept {
+  return limits.boundary_bytes == 0 ? UINT64_MAX
+                                    : limits.boundary_bytes - offset % limits.boundary_bytes;
+}
 
 class device {
  public:
@@ -74,8 +82,17 @@ inline auto submit_and_wait(device& d, bio& b) noexcept {
   return awaiter(d, b);
 }
 
-// EINVAL for a bio outside of the device, misaligned or too long; EROFS for a change to a read-only
-// device; 0 otherwise.
+// -EINVAL for a bio outside of the device or misaligned; -EROFS for a change to a read-only device;
+// 0 otherwise.
+std::int32_t check_range(const bio& b, const device_limits& limits) noexcept;
+
+// Whether it is within what a device does in one transfer.
+inline bool fits_transfer(const bio& b, const device_limits& limits) noexcept {
+  return b.length_bytes <= limits.max_transfer_bytes && b.segment_count <= limits.max_segments &&
+         b.length_bytes <= bytes_to_boundary(b.offset_bytes, limits);
+}
+
+// As check_range; -EINVAL as well for a read or write that does not fit a transfer.
 std::int32_t check_bio(const bio& b, const device_limits& limits) noexcept;
 
 }  // namespace forebay

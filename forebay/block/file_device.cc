@@ -8,8 +8,6 @@
 namespace forebay {
 namespace {
 
-bool is_transfer(const bio& b) noexcept { return b.op == bio_op::read || b.op == bio_op::write; }
-
 bool is_fua(const bio& b) noexcept { return b.op == bio_op::write && (b.flags & bio_fua) != 0; }
 
 zero_mode zero_mode_of(const bio& b) noexcept {
@@ -71,7 +69,7 @@ void file_device::submit(bio& b) noexcept {
     const result<> r = do_now(b);
     return finish(b, r ? 0 : -to_errno(r.error()));
   }
-  if (is_transfer(b)) {
+  if (b.is_transfer()) {
     const auto mapped =
         map_segments(on->registered(), b.used_segments(), direction_of(b), b.lower.mapped);
     if (!mapped) return finish(b, -to_errno(mapped.error()));
@@ -105,7 +103,7 @@ void file_device::start(loop& on, bio& b) noexcept {
 void file_device::ended(bio& b, std::int32_t status) noexcept {
   loop& on = *loop::current();
   if (status == -EINTR || status == -EAGAIN) return start(on, b);
-  if (status < 0 || !is_transfer(b) || b.lower.syncing) return finish(b, std::min(status, 0));
+  if (status < 0 || !b.is_transfer() || b.lower.syncing) return finish(b, std::min(status, 0));
   b.lower.done_bytes += static_cast<std::uint32_t>(status);
   if (b.lower.done_bytes == b.length_bytes) {
     if (!is_fua(b) || limits_.direct) return finish(b, 0);

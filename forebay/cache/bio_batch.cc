@@ -20,6 +20,7 @@ bio_batch::batch_bio* bio_batch::acquire() noexcept {
   }
   b->op = op_;
   b->flags = flags_;
+  b->urgency = urgency_;
   b->segment_count = 0;
   b->length_bytes = 0;
   b->batch = this;

@@ -32,8 +32,14 @@ class bio_batch {
   using end_function = void (*)(address_space&, const bio&) noexcept;
 
   bio_batch(address_space& space, bio_pool& pool, device& dev, bio_op op, std::uint8_t flags,
-            end_function end) noexcept
-      : space_(space), pool_(pool), device_(dev), op_(op), flags_(flags), end_(end) {}
+            bio_class urgency, end_function end) noexcept
+      : space_(space),
+        pool_(pool),
+        device_(dev),
+        op_(op),
+        flags_(flags),
+        urgency_(urgency),
+        end_(end) {}
   ~bio_batch() { FOREBAY_ASSERT(in_flight_ == 0 && current_ == nullptr); }
   bio_batch(const bio_batch&) = delete;
   bio_batch& operator=(const bio_batch&) = delete;
@@ -100,6 +106,7 @@ class bio_batch {
   device& device_;
   const bio_op op_;
   const std::uint8_t flags_;
+  const bio_class urgency_;
   const end_function end_;
   batch_bio* current_ = nullptr;  // being built
   batch_bio reserve_;

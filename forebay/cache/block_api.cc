@@ -378,7 +378,7 @@ task<> block_api::sync(associated_buffers& all) {
     std::sort(
         taken.begin(), taken.begin() + static_cast<std::ptrdiff_t>(n),
         [](const bh_ref& a, const bh_ref& b) { return a->offset_bytes() < b->offset_bytes(); });
-    bio_batch batch(space, space.cache_.bios(), space.device_, bio_op::write, 0,
+    bio_batch batch(space, space.cache_.bios(), space.device_, bio_op::write, 0, bio_class::demand,
                     &address_space::end_write);
     address_space::sweep done;
     for (std::size_t i = 0; i < n; ++i) {

@@ -211,7 +211,7 @@ task<std::size_t> address_space::pin(std::uint64_t offset, std::size_t length,
   const std::uint64_t end = offset + length;
   const std::uint64_t first = page_of(offset);
   for (;;) {
-    bio_batch batch(*this, cache_.bios(), device_, bio_op::read, 0, &end_read);
+    bio_batch batch(*this, cache_.bios(), device_, bio_op::read, 0, bio_class::demand, &end_read);
     const result<std::size_t> pinned = co_await add_missing(offset, length, out, batch);
     co_await batch.drain();
     std::size_t n = pinned ? *pinned : 0;

@@ -188,7 +188,9 @@ task<> address_space::write_back_page(page& p, bio_batch& batch, std::uint64_t f
 // the first failure.
 task<address_space::sweep> address_space::write_back(std::uint64_t offset, std::uint64_t length,
                                                      std::uint8_t flags) {
-  bio_batch batch(*this, cache_.bios(), device_, bio_op::write, flags, &end_write);
+  // Somebody waits for what is to be durable when it ends.
+  const bio_class urgency = (flags & bio_fua) != 0 ? bio_class::demand : bio_class::write_back;
+  bio_batch batch(*this, cache_.bios(), device_, bio_op::write, flags, urgency, &end_write);
   std::array<page_ref, 32> pages;
   sweep done;
   std::error_code error;

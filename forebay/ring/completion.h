@@ -16,7 +16,7 @@ struct completion {
   using function = void (*)(completion&) noexcept;
 
   completion() noexcept = default;
-  explicit completion(function f) noexcept : run(f) {}
+  constexpr explicit completion(function f) noexcept : run(f) {}
   completion(const completion&) = delete;
   completion& operator=(const completion&) = delete;
 

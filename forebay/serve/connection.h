@@ -114,6 +114,7 @@ class connection {
   task<> transmit();
   task<> dispatch(nbd::request r);
   int validate(const nbd::request& r) const noexcept;
+  bool continued_by_next(const nbd::request& r) const noexcept;
   bool read_at_once(const nbd::request& r);
   bool write_at_once(const nbd::request& r);
   task<> receive_write(nbd::request r);

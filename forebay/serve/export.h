@@ -7,6 +7,7 @@
 #include <string>
 
 #include "forebay/base/stats.h"
+#include "forebay/block/request_queue.h"
 #include "forebay/cache/address_space.h"
 #include "forebay/serve/nbd_protocol.h"
 
@@ -37,6 +38,8 @@ class nbd_export {
   const std::string& name() const noexcept { return options_.name; }
   address_space& space() noexcept { return *space_; }
   device& dev() noexcept { return *device_; }
+  // Between the cache and the device.
+  const request_queue& queue() const noexcept { return *queue_; }
   std::uint64_t size_bytes() const noexcept { return space_->size_bytes(); }
   bool is_read_only() const noexcept { return device_->limits().read_only; }
   std::uint32_t preferred_block_bytes() const noexcept;
@@ -51,6 +54,7 @@ class nbd_export {
  private:
   export_options options_;
   std::unique_ptr<device> device_;
+  std::unique_ptr<request_queue> queue_;
   std::unique_ptr<address_space> space_;
   std::array<command_statistics, command_count> commands_;
   counter in_flight_;

@@ -116,6 +116,31 @@ json commands_json(std::span<nbd_export* const> exports) {
   return all;
 }
 
+json queue_json(const request_queue& queue) {
+  constexpr std::array<const char*, bio_class_count> class_names = {"demand", "write_back",
+                                                                    "read_ahead"};
+  const request_queue_statistics s = queue.statistics();
+  json classes = json::object();
+  for (std::size_t c = 0; c < bio_class_count; ++c) {
+    const request_queue_statistics::of_class& of = s.classes[c];
+    classes[class_names[c]] = {{"waited", of.waited},
+                               {"waiting", of.waiting},
+                               {"refused", of.refused},
+                               {"wait_p50_us", static_cast<double>(of.wait_p50_ns) / 1000.0},
+                               {"wait_p99_us", static_cast<double>(of.wait_p99_ns) / 1000.0}};
+  }
+  return {{"requests", s.requests},
+          {"merged_back", s.merged_back},
+          {"merged_front", s.merged_front},
+          {"redone", s.redone},
+          {"splits", s.splits},
+          {"pieces", s.pieces},
+          {"in_flight", s.in_flight},
+          {"in_flight_max", s.in_flight_max},
+          {"in_flight_limit", s.in_flight_limit},
+          {"classes", classes}};
+}
+
 json export_json(nbd_export& e) {
   nbd_export* const one[] = {&e};
   return {{"name", e.name()},
@@ -126,6 +151,7 @@ json export_json(nbd_export& e) {
           {"direct", e.dev().limits().direct},
           {"requests_in_flight", e.in_flight().value()},
           {"write_policy", e.options().write_through ? "write-through" : "write-back"},
+          {"queue", queue_json(e.queue())},
           {"commands", commands_json(one)}};
 }
 

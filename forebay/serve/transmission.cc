@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <cstring>
+#include <optional>
 
 #include "forebay/base/cache_line.h"
+#include "forebay/block/plug.h"
 #include "forebay/serve/connection.h"
 
 namespace forebay {
@@ -75,6 +77,7 @@ bool connection::must_sync(const nbd::request& r) const noexcept {
 }
 
 task<> connection::transmit() {
+  std::optional<plug> together;
   for (unsigned dispatched = 0;;) {
     if (in_.available().size() < nbd::request_bytes) {
       out_.kick();
@@ -97,9 +100,22 @@ task<> connection::transmit() {
     // Others get their turn beside a client that sends without end. It also bounds the stack where
     // a compiler without optimisation makes no tail call of a task that ends without waiting.
     if (++dispatched % dispatches_in_turn == 0) co_await yield_turn();
+    // Reads of neighbours that are there already go to the device together.
+    const bool goes_on = continued_by_next(r);
+    if (goes_on && !together) together.emplace();
     const result<> handled = co_await dispatch(r);
     if (!handled) co_return handled;
+    if (!goes_on) together.reset();
   }
+}
+
+// Whether `r` is a read and the next request, which has arrived, reads on where it ends.
+bool connection::continued_by_next(const nbd::request& r) const noexcept {
+  const std::span<const std::byte> next = in_.available();
+  if (r.what() != nbd::command::read || next.size() < nbd::request_bytes) return false;
+  return nbd::load<std::uint16_t>(next.data() + 6) ==
+             static_cast<std::uint16_t>(nbd::command::read) &&
+         nbd::load<std::uint64_t>(next.data() + 16) == r.end();
 }
 
 // Answers a read that is a hit all over; false if it is anything else.

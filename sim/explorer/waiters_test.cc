@@ -1,8 +1,10 @@
-// Waiting in queues (forebay/base/waiter_count.h, ring/wait_list.h) in the explorer.
+// Waiting in queues (forebay/base/waiter_count.h, ring/wait_list.h) and for a place on a device
+// (block/admission.h) in the explorer.
 #include <array>
 
 #include "forebay/base/exhaustion.h"
 #include "forebay/base/waiter_count.h"
+#include "forebay/block/admission.h"
 #include "forebay/ring/mpsc_stack.h"
 #include "forebay/ring/wake_word.h"
 #include "sim/explorer/test_explore.h"
@@ -146,6 +148,56 @@ struct gate_of_a_pool {
   }
   void finish() { check(list.load() == 0 && waiting.value() == 0); }
 };
+
+// --- places on a device: never more are taken than there are, and whoever waits gets one ---
+
+template <unsigned Threads, std::uint16_t Places>
+struct places_on_a_device {
+  static constexpr unsigned threads = Threads;
+  static constexpr options bounds{.preemptions = Threads == 2 ? 4u : 2u};
+  using gate = basic_admission<model_atomics>;
+  gate admission{{Places, Places, 1}, 1};
+  model_mutex lock;
+  std::array<waiter, Threads> waiters;
+  std::array<intrusive_list<waiter, &waiter::link>, gate::classes> queues;
+  model_atomics::atomic<unsigned> inside{0};
+
+  bool enter(unsigned c, waiter& w) {
+    if (admission.try_enter(c) != 0) return true;
+    const model_scoped_lock hold(lock);
+    if (admission.enter_or_wait(c) != 0) return true;
+    queues[c].push_back(w);
+    return false;
+  }
+  void leave() {
+    if (admission.try_leave()) return;
+    waiter* next = nullptr;
+    {
+      const model_scoped_lock hold(lock);
+      const auto c = admission.leave();
+      if (c) next = queues[*c].pop_front();
+      check(!c || next != nullptr);
+    }
+    if (next != nullptr) next->wake();
+  }
+  void run(unsigned thread) {
+    if (!enter(thread % gate::classes, waiters[thread])) waiters[thread].sleep();
+    // relaxed, both: numbers to check.
+    check(inside.fetch_add(1, std::memory_order_relaxed) < Places);
+    inside.fetch_sub(1, std::memory_order_relaxed);  // relaxed: see above
+    leave();
+  }
+  void finish() {
+    check(admission.taken() == 0);
+    for (unsigned c = 0; c < gate::classes; ++c) check(admission.waiting(c) == 0);
+  }
+};
+
+TEST(explored_waiters, places_on_a_device) {
+  expect_explored<places_on_a_device<2, 1>>();
+  expect_explored<places_on_a_device<3, 1>>();
+  expect_explored<places_on_a_device<3, 2>>();
+}
 
 TEST(explored_waiters, gate_of_a_pool) {
   expect_explored_and_needed<gate_of_a_pool>({"base/waiter_count.h"});
