@@ -19,7 +19,10 @@ address_space::address_space(page_cache& cache, device& dev, options opts)
       size_bytes_(dev.limits().size_bytes),
       block_bytes_(opts.block_bytes),
       may_have_holes_(dev.limits().may_have_holes),
-      index_(cache.nodes(), cache.memory(), (size_bytes_ + page_bytes - 1) >> page_shift) {
+      index_(cache.nodes(), cache.memory(), (size_bytes_ + page_bytes - 1) >> page_shift),
+      readahead_((size_bytes_ + page_bytes - 1) >> page_shift,
+                 static_cast<std::uint32_t>(std::min<std::uint64_t>(
+                     opts.readahead_bytes >> page_shift, cache.memory().page_count() / 16))) {
   FOREBAY_ASSERT(std::has_single_bit(block_bytes_) && block_bytes_ >= 512 &&
                  block_bytes_ <= page_bytes && block_bytes_ >= dev.limits().logical_block_bytes);
 }
@@ -49,14 +52,16 @@ std::size_t address_space::valid_bytes(std::uint64_t index) const noexcept {
   return std::min<std::uint64_t>(page_bytes, size_bytes_ - (index << page_shift));
 }
 
-void address_space::count_use(std::uint64_t index, const page_index::sight& s) noexcept {
+bool address_space::count_use(std::uint64_t index, const page_index::sight& s) noexcept {
   const page_ref p = find(index);
-  if (!p) return;
-  p->touch();
-  if (p->uses.load(std::memory_order_relaxed) < page::uses_max) return;  // relaxed: a hint
+  if (!p) return true;
+  if (p->test(page_readahead)) return false;
+  note_use(*p);
+  if (p->uses.load(std::memory_order_relaxed) < page::uses_max) return true;  // relaxed: a hint
   // The mark before the flag, and away with the flag before the mark: no mark stays without a flag.
   index_.set_mark(s);
   p->set(page_viewed);
+  return true;
 }
 
 bool address_space::being_discarded(std::uint64_t first, std::uint64_t end) const noexcept {
@@ -114,14 +119,18 @@ bool address_space::evict(page& p, std::uint32_t holders) noexcept {
     return false;
   }
   block_api::disassociate(p);
+  if (p.test(page_unused)) {
+    readahead_.wasted();
+    cache_.count().readahead_wasted.add();
+  }
   index_.erase(p.index.load(std::memory_order_relaxed));  // relaxed: frozen
   p.owner.store(nullptr, std::memory_order_relaxed);      // relaxed: nobody can take a reference
   return true;
 }
 
 bool address_space::move(page& p, std::uint32_t holders, page& fresh) noexcept {
-  constexpr std::uint32_t kept =
-      page_uptodate | page_dirty | page_error | page_viewed | page_private | page_zero;
+  constexpr std::uint32_t kept = page_uptodate | page_dirty | page_error | page_viewed |
+                                 page_private | page_zero | page_readahead | page_unused;
   const scoped_lock hold(lock_);
   if (!owns(p) || !p.refs.freeze(holders)) return false;
   // release: as page_index::insert(), for what the frame was before.
@@ -143,6 +152,7 @@ bool address_space::move(page& p, std::uint32_t holders, page& fresh) noexcept {
 void address_space::mark_dirty(page& p) noexcept {
   FOREBAY_DCHECK(p.test(page_locked) && !p.test(page_writeback));
   if (p.test(page_dirty)) return;
+  if (p.test(page_unused)) note_use(p);
   {
     const scoped_lock hold(lock_);
     set_dirty(p);

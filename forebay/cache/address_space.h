@@ -38,13 +38,15 @@
 #include "forebay/cache/bio_batch.h"
 #include "forebay/cache/page_cache.h"
 #include "forebay/cache/page_wait.h"
+#include "forebay/cache/readahead.h"
 
 namespace forebay {
 
 class address_space {
  public:
   struct options {
-    std::uint32_t block_bytes = 512;  // 512 to 4096, at least the device's logical block
+    std::uint32_t block_bytes = 512;    // 512 to 4096, at least the device's logical block
+    std::uint64_t readahead_bytes = 0;  // the largest window of read-ahead; 0: none
   };
 
   // A part of the device with the same answer to "does it hold data?".
@@ -97,13 +99,15 @@ class address_space {
   };
 
   // A view of the 4 KiB with this number (not offset), if its page is in the cache, wholly valid
-  // and not just being changed. Counts as a hit. Takes no lock.
+  // and not just being changed; none, too, of a page whose use asks for read-ahead, which pin()
+  // sees to. Counts as a hit. Takes no lock.
   page_view try_view(std::uint64_t index) noexcept {
     if (!views_) return {};
     const page_index::sight s = index_.look(index);
     if (!s) return {};
-    if (!index_.is_marked(s)) [[unlikely]]
-      count_use(index, s);
+    if (!index_.is_marked(s)) [[unlikely]] {
+      if (!count_use(index, s)) return {};
+    }
     cache_.count().hits.add();
     return {frames_ + (std::size_t{s.frame_number()} << page_shift), s};
   }
@@ -113,11 +117,11 @@ class address_space {
   std::size_t try_read(std::uint64_t offset, std::span<std::byte> out) noexcept;
 
   // Pins the page that has the 4 KiB with this number (not offset), if it is there and wholly
-  // valid; none if not. Takes no lock.
+  // valid; none if not, or if its use asks for read-ahead. Takes no lock.
   page_ref try_pin_page(std::uint64_t index) noexcept {
     page_ref p = find(index);
-    if (!p || !p->test(page_uptodate)) return {};
-    p->touch();
+    if (!p || !p->test(page_uptodate) || p->test(page_readahead)) return {};
+    note_use(*p);
     cache_.count().hits.add();
     return p;
   }
@@ -138,6 +142,15 @@ class address_space {
 
   // Brings a range into the cache.
   task<> prefetch(std::uint64_t offset, std::uint64_t length);
+
+  // co_await read_ahead_over(): suspends until no read-ahead is under way, which nobody waits for
+  // else. For the end, when nobody reads any more: read-ahead goes on after the read that caused it
+  // on a thread with a loop.
+  auto read_ahead_over() noexcept {
+    return ahead_ended_.wait_unless([this]() noexcept {
+      return ahead_running_.load(std::memory_order_acquire) == 0;  // acquire: pairs with its end
+    });
+  }
 
   // ---- Writing ----
 
@@ -243,6 +256,12 @@ class address_space {
     return *static_cast<address_space*>(b.frame->owner.load(std::memory_order_acquire));
   }
 
+  // What an access has met on its way, as read-ahead wants to know it.
+  struct encounter {
+    bool missing = false;
+    bool marked = false;
+  };
+
   std::size_t valid_bytes(std::uint64_t index) const noexcept;
   std::size_t valid_bytes(const page& p) const noexcept {
     return valid_bytes(p.index.load(std::memory_order_relaxed));  // relaxed: held by the caller
@@ -261,8 +280,9 @@ class address_space {
     return pin_if_page_of<page_ref>(*p, this, index);
   }
   // Of a view. Once the page has as many uses as it can, its place in the index gets a mark, and no
-  // view looks at the frame any more, until eviction takes uses away.
-  void count_use(std::uint64_t index, const page_index::sight& s) noexcept;
+  // view looks at the frame any more, until eviction takes uses away. False: the page is marked for
+  // read-ahead.
+  bool count_use(std::uint64_t index, const page_index::sight& s) noexcept;
   void make_readable(page& p) noexcept;
   // Of a page that the caller has locked, and that is in the index: its data is about to change; it
   // does not change any more, and if all of it is valid, and no block of it is locked by who
@@ -301,7 +321,8 @@ class address_space {
 
   // fill.cc: reading
   task<std::size_t> add_missing(std::uint64_t offset, std::size_t length, std::span<page_ref> out,
-                                bio_batch& batch);
+                                bio_batch& batch, encounter& met);
+  void note_use(page& p) noexcept;
   task<bool> fill_page(page& p, std::size_t from, std::size_t to);
   task<> fill_locked(page& p, std::size_t from, std::size_t to);
   bool fill_from_hole(std::uint64_t offset, std::byte* data, std::size_t bytes,
@@ -326,6 +347,13 @@ class address_space {
       }
     }
   }
+
+  // read_ahead.cc
+  // Has a task of its own do it, or drops it; false on a thread without a loop, which does it
+  // itself.
+  bool start_read_ahead(const readahead_window& window) noexcept;
+  task<> read_ahead(readahead_window window);
+  task<> read_ahead_alone(readahead_window window);
 
   // write.cc
   bool over_error_limit() const noexcept;
@@ -384,6 +412,10 @@ class address_space {
   wait_queue flush_ended_;
 
   dirty_pacer pacer_;  // but for pause_ns(), under lock_
+
+  readahead readahead_;
+  std::atomic<std::uint32_t> ahead_running_{0};  // tasks of their own
+  wait_queue ahead_ended_;
 
   std::atomic<std::int32_t> error_{0};         // negative errno of the newest write-back failure
   std::atomic<std::uint32_t> error_pages_{0};  // pages that are dirty because their write failed

@@ -80,6 +80,8 @@ class bio_batch {
     return {*this, 0};
   }
 
+  bio_class urgency() const noexcept { return urgency_; }
+
   // Of what the pool gives.
   static std::size_t bio_bytes() noexcept;
 

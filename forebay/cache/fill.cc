@@ -72,6 +72,12 @@ page_part part_of(const page& p, std::uint64_t offset, std::uint64_t end) noexce
 
 }  // namespace
 
+// Counts a hit. The first one of a page that was read ahead is what a miss is for others.
+void address_space::note_use(page& p) noexcept {
+  if (!p.test(page_unused)) return p.touch();
+  if ((p.clear(page_unused) & page_unused) != 0) cache_.count().readahead_used.add();
+}
+
 std::optional<std::size_t> address_space::try_pin(std::uint64_t offset, std::size_t length,
                                                   std::span<page_ref> out) noexcept {
   if (length == 0) return 0;
@@ -82,13 +88,14 @@ std::optional<std::size_t> address_space::try_pin(std::uint64_t offset, std::siz
     bool good = false;
     if (p) {
       const auto [from, to] = part_of(*p, offset, end);
-      good = is_uptodate(*p, from, to);
+      // A marked page is left to pin(), which can do what it asks for.
+      good = is_uptodate(*p, from, to) && !p->test(page_readahead);
     }
     if (!good) {
       for (page_ref& pinned : out.first(n)) pinned.reset();
       return std::nullopt;
     }
-    p->touch();
+    note_use(*p);
     at = p->end_bytes();
     out[n] = std::move(p);
   }
@@ -111,21 +118,26 @@ bool address_space::fill_from_hole(std::uint64_t offset, std::byte* data, std::s
   return true;
 }
 
-// First half of a miss: pins what is there, puts new locked pages where there is nothing and starts
-// to fill them.
+// First half of a miss, or read-ahead if that is the batch's urgency: pins what is there, puts new
+// locked pages where there is nothing and starts to fill them.
 task<std::size_t> address_space::add_missing(std::uint64_t offset, std::size_t length,
-                                             std::span<page_ref> out, bio_batch& batch) {
+                                             std::span<page_ref> out, bio_batch& batch,
+                                             encounter& met) {
   const std::uint64_t end = offset + length;
   const std::uint64_t first = page_of(offset);
   const std::size_t wanted = std::min<std::uint64_t>(out.size(), page_of(end - 1) - first + 1);
   frame_supply frames(cache_);
+  const bool ahead = batch.urgency() == bio_class::read_ahead;
   std::uint64_t data_until = 0;
   std::int64_t added = 0;
   std::size_t n = 0;
   while (n < wanted) {
     const std::uint64_t index = first + n;
     if (page_ref p = find(index); p) {
-      p->touch();
+      if (!ahead) note_use(*p);
+      if (!ahead && p->test(page_readahead)) {
+        met.marked = (p->clear(page_readahead) & page_readahead) != 0 || met.marked;
+      }
       out[n++] = std::move(p);
       continue;
     }
@@ -137,6 +149,7 @@ task<std::size_t> address_space::add_missing(std::uint64_t offset, std::size_t l
     if (outcome != add_outcome::added) break;
     ++added;
     page& p = *frame;
+    if (ahead) p.set(page_unused);
     out[n++] = page_ref::adopt(p);
     page_part part = part_of(p, offset, end);
     const std::size_t valid = valid_bytes(index);
@@ -162,6 +175,11 @@ task<std::size_t> address_space::add_missing(std::uint64_t offset, std::size_t l
       });
     }
     while (!batch.try_append(at, p.data() + part.from, part.to - part.from)) co_await batch.room();
+  }
+  met.missing = added != 0;
+  if (ahead) {
+    cache_.count().readahead_pages.add(added);
+    co_return n;
   }
   cache_.count().misses.add(added);
   cache_.count().hits.add(static_cast<std::int64_t>(n) - added);
@@ -212,7 +230,15 @@ task<std::size_t> address_space::pin(std::uint64_t offset, std::size_t length,
   const std::uint64_t first = page_of(offset);
   for (;;) {
     bio_batch batch(*this, cache_.bios(), device_, bio_op::read, 0, bio_class::demand, &end_read);
-    const result<std::size_t> pinned = co_await add_missing(offset, length, out, batch);
+    encounter met;
+    const result<std::size_t> pinned = co_await add_missing(offset, length, out, batch, met);
+    if (readahead_.enabled() && pinned && *pinned != 0 && (met.missing || met.marked)) {
+      batch.submit();
+      const std::uint64_t pinned_end = std::min(end, out[*pinned - 1]->end_bytes());
+      const auto pages = static_cast<std::uint32_t>(page_of(pinned_end - 1) - first + 1);
+      const readahead_window window = readahead_.on_access(first, pages, met.missing);
+      if (window.count != 0 && !start_read_ahead(window)) co_await read_ahead(window);
+    }
     co_await batch.drain();
     std::size_t n = pinned ? *pinned : 0;
     std::error_code error = pinned ? std::error_code{} : pinned.error();

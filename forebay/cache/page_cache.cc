@@ -205,6 +205,9 @@ page_cache_statistics page_cache::statistics() const noexcept {
   s.write_errors = value(counters_.write_errors);
   s.throttled_writes = value(counters_.throttled_writes);
   s.paced_writes = value(counters_.paced_writes);
+  s.readahead_pages = value(counters_.readahead_pages);
+  s.readahead_used = value(counters_.readahead_used);
+  s.readahead_wasted = value(counters_.readahead_wasted);
   s.frame_waits = value(frame_waits_);
   const auto lru = lru_.statistics();
   s.buffer_lru_hits = lru.hits;

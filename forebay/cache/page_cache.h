@@ -55,6 +55,9 @@ struct page_cache_statistics {
   std::uint64_t write_errors = 0;       // pages whose write-back failed
   std::uint64_t throttled_writes = 0;   // times a writer met the hard limit
   std::uint64_t paced_writes = 0;       // times a writer was slowed on the way there
+  std::uint64_t readahead_pages = 0;    // read before they were asked for
+  std::uint64_t readahead_used = 0;     // of these: asked for since
+  std::uint64_t readahead_wasted = 0;   // of these: evicted before that
   std::uint64_t frame_waits = 0;        // times somebody found no frame to take
   std::uint64_t buffer_lru_hits = 0;    // blocks found in their CPU's array
   std::uint64_t buffer_lru_misses = 0;  // blocks that were looked up in their page
@@ -192,7 +195,7 @@ class page_cache {
 
   struct counters {
     counter hits, misses, evictions, pages_read, pages_written, write_errors, throttled_writes,
-        paced_writes;
+        paced_writes, readahead_pages, readahead_used, readahead_wasted;
   };
   counters& count() noexcept { return counters_; }
 

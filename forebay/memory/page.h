@@ -44,19 +44,21 @@ inline constexpr unsigned page_shift = 12;
 
 // Bits of page::flags, with the kernel's meaning.
 enum page_flag : std::uint32_t {
-  page_locked = 1u << 0,     // its holder may change the data's state (fill, write, take it off)
-  page_uptodate = 1u << 1,   // every byte of it is valid
-  page_dirty = 1u << 2,      // some of it is newer than the device
-  page_writeback = 1u << 3,  // being written to the device: its data must not change
-  page_error = 1u << 4,      // the last write of it failed; it is still dirty
-  page_waiters = 1u << 5,    // somebody waits for locked or writeback to clear
-  page_viewed = 1u << 6,     // views of it are not counted any more; see address_space::try_view()
-  page_private = 1u << 7,    // private_data leads to per-block state
-  page_zero = 1u << 8,       // known to lie in a hole of the device: reads as zeros
-  page_in_buddy = 1u << 9,   // head of a free block of `order`
-  page_fixed = 1u << 10,     // head of a block that cannot be emptied at will (see buddy.h)
-  page_isolated = 1u << 11,  // free, and kept off the buddy's lists with its chunk
-  page_offline = 1u << 12,   // its memory has been given back to the operating system
+  page_locked = 1u << 0,      // its holder may change the data's state (fill, write, take it off)
+  page_uptodate = 1u << 1,    // every byte of it is valid
+  page_dirty = 1u << 2,       // some of it is newer than the device
+  page_writeback = 1u << 3,   // being written to the device: its data must not change
+  page_error = 1u << 4,       // the last write of it failed; it is still dirty
+  page_waiters = 1u << 5,     // somebody waits for locked or writeback to clear
+  page_viewed = 1u << 6,      // views of it are not counted any more; see address_space::try_view()
+  page_private = 1u << 7,     // private_data leads to per-block state
+  page_zero = 1u << 8,        // known to lie in a hole of the device: reads as zeros
+  page_in_buddy = 1u << 9,    // head of a free block of `order`
+  page_fixed = 1u << 10,      // head of a block that cannot be emptied at will (see buddy.h)
+  page_isolated = 1u << 11,   // free, and kept off the buddy's lists with its chunk
+  page_offline = 1u << 12,    // its memory has been given back to the operating system
+  page_readahead = 1u << 13,  // its use asks for the next window of read-ahead
+  page_unused = 1u << 14,     // read ahead, and nobody has used it yet
 };
 
 // log2 of a block's frames. Atomic, so that who only guesses may look; what orders it is the owner

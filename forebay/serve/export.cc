@@ -11,8 +11,9 @@ nbd_export::nbd_export(std::unique_ptr<device> dev, page_cache& cache, export_op
       queue_(std::make_unique<request_queue>(*device_)) {
   const std::uint32_t block =
       std::max({512u, options_.min_block_bytes, device_->limits().logical_block_bytes});
-  space_ =
-      std::make_unique<address_space>(cache, *queue_, address_space::options{.block_bytes = block});
+  space_ = std::make_unique<address_space>(
+      cache, *queue_,
+      address_space::options{.block_bytes = block, .readahead_bytes = options_.readahead_bytes});
 }
 
 std::uint32_t nbd_export::preferred_block_bytes() const noexcept {

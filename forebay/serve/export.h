@@ -24,8 +24,9 @@ struct command_statistics {
 struct export_options {
   std::string name;
   std::string description;
-  std::uint32_t min_block_bytes = 512;  // told to clients; power of two, 1 to 4096
-  bool write_through = false;           // a write is durable before it is acknowledged
+  std::uint32_t min_block_bytes = 512;         // told to clients; power of two, 1 to 4096
+  bool write_through = false;                  // a write is durable before it is acknowledged
+  std::uint64_t readahead_bytes = 512u << 10;  // as in address_space::options
 };
 
 class nbd_export {

@@ -178,6 +178,7 @@ task<> server::final_flush(std::error_code* outcome) {
     if (!r && !*outcome) *outcome = r.error();
   }
   for (const auto& e : exports_) e->space().stop_flusher();
+  for (const auto& e : exports_) co_await e->space().read_ahead_over();
   co_return result<>{};
 }
 

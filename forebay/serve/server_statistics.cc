@@ -43,6 +43,9 @@ json cache_json(page_cache& cache) {
       {"frame_waits", s.frame_waits},
       {"buffer_lru_hits", s.buffer_lru_hits},
       {"buffer_lru_misses", s.buffer_lru_misses},
+      {"readahead_pages", s.readahead_pages},
+      {"readahead_used", s.readahead_used},
+      {"readahead_wasted", s.readahead_wasted},
   };
 }
 

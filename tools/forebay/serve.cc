@@ -27,6 +27,7 @@ struct serve_options {
   bool write_through = false;
   bool write_back = false;
   unsigned block_bytes = 512;
+  std::uint64_t readahead_bytes = export_options().readahead_bytes;
   unsigned threads = 0;
   std::string huge_pages;
   int numa_node = any_numa_node;
@@ -161,6 +162,7 @@ std::optional<std::string> open_images(const serve_options& o, std::vector<opene
                                          o.read_only ? ", read-only" : "");
     image.opts.min_block_bytes = block;
     image.opts.write_through = o.write_through;
+    image.opts.readahead_bytes = o.readahead_bytes;
     for (const opened_image& other : out) {
       if (other.opts.name == image.opts.name) {
         return fmt::format("{}: a second image of the name '{}'; rename one of them", path,
@@ -351,6 +353,9 @@ void add_serve(CLI::App& app, action& chosen) {
               "Acknowledge writes when they are durable on the image");
   c->add_option("--block-size", o->block_bytes, "Smallest unit that clients are told to use (512)")
       ->type_name("BYTES");
+  c->add_option("--readahead", o->readahead_bytes,
+                "How far to read ahead of what is read in order; 0 for not at all (512K)")
+      ->transform(CLI::AsSizeValue(false));
   c->add_option("--threads", o->threads, "Event loops (one for each processor, at most 4)")
       ->check(CLI::Range(1u, 64u));
   c->add_option("--huge-pages", o->huge_pages,

@@ -59,6 +59,10 @@ void print_cache(const json& c) {
     fmt::print("  blocks found in their CPU's array {} times of {}\n", n("buffer_lru_hits"),
                n("buffer_lru_hits") + n("buffer_lru_misses"));
   }
+  if (n("readahead_pages") != 0) {
+    fmt::print("  read ahead {} pages: {} used so far, {} evicted unused\n", n("readahead_pages"),
+               n("readahead_used"), n("readahead_wasted"));
+  }
   if (n("write_errors") != 0) {
     fmt::print("  WRITE ERRORS {}, pages that wait for a retry {}\n", n("write_errors"),
                n("error_pages"));
