@@ -66,7 +66,8 @@ enum page_flag : std::uint32_t {
 template <AtomicsPolicy Atomics>
 class basic_page_order {
  public:
-  // relaxed, both: see above.
+  // relaxed, both: see above. It reads as the number that it is.
+  // NOLINTNEXTLINE(google-explicit-constructor)
   operator std::uint8_t() const noexcept { return value_.load(std::memory_order_relaxed); }
   basic_page_order& operator=(std::uint8_t order) noexcept {
     value_.store(order, std::memory_order_relaxed);  // relaxed: see above
