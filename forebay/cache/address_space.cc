@@ -18,6 +18,9 @@ address_space::address_space(page_cache& cache, device& dev, options opts)
       views_(cache.memory().backing() != page_backing::huge_reserved),
       size_bytes_(dev.limits().size_bytes),
       block_bytes_(opts.block_bytes),
+      max_page_order_(opts.max_page_order),
+      transfer_bytes_(std::max(
+          page_bytes, round_down(std::size_t{dev.limits().max_transfer_bytes}, page_bytes))),
       may_have_holes_(dev.limits().may_have_holes),
       index_(cache.nodes(), cache.memory(), (size_bytes_ + page_bytes - 1) >> page_shift),
       readahead_((size_bytes_ + page_bytes - 1) >> page_shift,
@@ -25,6 +28,7 @@ address_space::address_space(page_cache& cache, device& dev, options opts)
                      opts.readahead_bytes >> page_shift, cache.memory().page_count() / 16))) {
   FOREBAY_ASSERT(std::has_single_bit(block_bytes_) && block_bytes_ >= 512 &&
                  block_bytes_ <= page_bytes && block_bytes_ >= dev.limits().logical_block_bytes);
+  FOREBAY_ASSERT(max_page_order_ <= buddy::chunk_order);
 }
 
 address_space::~address_space() {
@@ -48,8 +52,9 @@ address_space::~address_space() {
   }
 }
 
-std::size_t address_space::valid_bytes(std::uint64_t index) const noexcept {
-  return std::min<std::uint64_t>(page_bytes, size_bytes_ - (index << page_shift));
+// How much of a page lies on the device: all of it, but for a last small one.
+std::size_t address_space::valid_bytes(const page& p) const noexcept {
+  return std::min<std::uint64_t>(p.bytes(), size_bytes_ - p.offset_bytes());
 }
 
 bool address_space::count_use(std::uint64_t index, const page_index::sight& s) noexcept {
@@ -75,11 +80,13 @@ bool address_space::being_discarded(std::uint64_t first, std::uint64_t end) cons
 // with a second reference for the index. Whatever else happens the frame stays the caller's as it
 // was.
 address_space::add_outcome address_space::add_page(std::uint64_t index, page& p) noexcept {
+  const std::uint64_t end = index + p.frames();
   {
     const scoped_lock hold(lock_);
-    if (being_discarded(index)) return add_outcome::discarding;
-    if (index_.lookup(index) != nullptr) return add_outcome::exists;
+    if (being_discarded(index, end)) return add_outcome::discarding;
+    if (index_.next(index, end)) return add_outcome::exists;
     if (!index_.insert(index, p)) return add_outcome::no_memory;
+    if (p.is_large()) page_parts(p).make_empty();
     p.refs.get();
     p.set(page_locked);
     p.set_identity(this, index);
@@ -88,14 +95,63 @@ address_space::add_outcome address_space::add_page(std::uint64_t index, page& p)
   return add_outcome::added;
 }
 
+// A large page for a stretch with nothing in it, as add_page() leaves it, and one reference for the
+// caller.
+address_space::new_page address_space::add_large(std::uint64_t index, unsigned order) noexcept {
+  page* const block = cache_.try_allocate_large(order);
+  if (block == nullptr) return {};
+  const add_outcome outcome = add_page(index, *block);
+  if (outcome == add_outcome::added) return {outcome, block};
+  put_page(*block);
+  return {outcome};
+}
+
+bool address_space::split(page& p, std::uint32_t holders) noexcept {
+  const scoped_lock hold(lock_);
+  if (!owns(p) || !p.refs.freeze(holders)) return false;
+  const std::uint64_t index = p.index.load(std::memory_order_relaxed);  // relaxed: frozen
+  if (p.test(page_writeback | page_locked) || !index_.split(index, p)) {
+    p.refs.set(holders);
+    return false;
+  }
+  // What is known of the parts lies in the frames that are to be pages.
+  std::array<std::uint32_t, std::size_t{1} << buddy::chunk_order> flags{};
+  const unsigned count = p.frames();
+  const page_parts parts(p);
+  const std::uint32_t common = p.flags.load(std::memory_order_relaxed) &  // relaxed: frozen
+                               (page_uptodate | page_zero | page_unused);
+  for (unsigned i = 0; i < count; ++i) {
+    flags[i] = common | (parts.has(part_set::dirty, i) ? page_dirty : 0u) |
+               (parts.has(part_set::failed, i) ? page_error : 0u);
+  }
+  cache_.memory().split(p);
+  for (unsigned i = 0; i < count; ++i) {
+    page& part = (&p)[i];
+    part.clear(page_dirty | page_error | page_viewed);
+    part.set(flags[i]);
+    part.set_identity(this, index + i);
+    if ((flags[i] & page_dirty) == 0) index_.clear_tag(index + i, page_tag::dirty);
+  }
+  p.refs.set(holders);
+  return true;
+}
+
+void address_space::count_dirty(std::int64_t pages, std::int64_t failed) noexcept {
+  cache_.count_dirty(static_cast<std::int32_t>(pages));
+  if (failed == 0) return;
+  cache_.count_error(static_cast<std::int32_t>(failed));
+  error_pages_.fetch_add(static_cast<std::uint32_t>(failed),
+                         std::memory_order_relaxed);  // relaxed: under lock_
+}
+
 // A page is no longer dirty, for whatever reason: neither its bits nor the counts say so.
 void address_space::clear_dirty(page& p) noexcept {
   const std::uint32_t was = p.clear(page_dirty | page_error);
-  if ((was & page_dirty) != 0) cache_.count_dirty(-1);
-  if ((was & page_error) != 0) {
-    cache_.count_error(-1);
-    error_pages_.fetch_sub(1, std::memory_order_relaxed);  // relaxed: under lock_
-  }
+  if ((was & page_dirty) == 0) return;
+  if (!p.is_large()) return count_dirty(-1, (was & page_error) != 0 ? -1 : 0);
+  page_parts parts(p);
+  const std::int64_t dirty = parts.clear(part_set::dirty);
+  count_dirty(-dirty, -std::int64_t{parts.clear(part_set::failed)});
 }
 
 // Takes a page off the index; the caller holds a reference and, but for the destructor, the page
@@ -121,7 +177,7 @@ bool address_space::evict(page& p, std::uint32_t holders) noexcept {
   block_api::disassociate(p);
   if (p.test(page_unused)) {
     readahead_.wasted();
-    cache_.count().readahead_wasted.add();
+    cache_.count().readahead_wasted.add(p.frames());
   }
   index_.erase(p.index.load(std::memory_order_relaxed));  // relaxed: frozen
   p.owner.store(nullptr, std::memory_order_relaxed);      // relaxed: nobody can take a reference
@@ -140,7 +196,8 @@ bool address_space::move(page& p, std::uint32_t holders, page& fresh) noexcept {
     p.refs.set(holders);
     return false;
   }
-  std::memcpy(fresh.data(), p.data(), page_bytes);
+  std::memcpy(fresh.data(), p.data(), p.bytes());
+  if (p.is_large()) page_parts(fresh).assign(page_parts(p));
   const std::uint64_t index = p.index.load(std::memory_order_relaxed);  // relaxed: frozen
   fresh.set(p.flags.load(std::memory_order_relaxed) & kept);            // relaxed: frozen
   fresh.set_identity(this, index);
@@ -149,28 +206,35 @@ bool address_space::move(page& p, std::uint32_t holders, page& fresh) noexcept {
   return true;
 }
 
-void address_space::mark_dirty(page& p) noexcept {
+// The bytes [from, to) of a locked page, and what shares a block or a part with them, are newer
+// than the device.
+void address_space::mark_dirty(page& p, std::size_t from, std::size_t to) noexcept {
   FOREBAY_DCHECK(p.test(page_locked) && !p.test(page_writeback));
-  if (p.test(page_dirty)) return;
   if (p.test(page_unused)) note_use(p);
-  {
+  if (p.is_large()) {
+    mark_parts_dirty(p, static_cast<unsigned>(from >> page_shift),
+                     static_cast<unsigned>((to - 1) >> page_shift) + 1);
+  } else if (!p.test(page_dirty)) {
     const scoped_lock hold(lock_);
     set_dirty(p);
-    pace_dirtied();
+    pace_dirtied(1);
+  } else {
+    return;
   }
   call_flusher();
 }
 
+// Of a small page.
 void address_space::set_dirty(page& p) noexcept {
   if ((p.set(page_dirty) & page_dirty) != 0) return;
   index_.set_tag(p.index.load(std::memory_order_relaxed), page_tag::dirty);  // relaxed: held
-  cache_.count_dirty(1);
+  count_dirty(1, 0);
 }
 
-// Tells the pacer of a page that a writer has dirtied.
-void address_space::pace_dirtied() noexcept {
+// Tells the pacer of pages that a writer has dirtied.
+void address_space::pace_dirtied(std::uint32_t pages) noexcept {
   if (!cache_.over_free_run()) return;
-  pacer_.dirtied(monotonic_clock::now_ns(), 1, cache_.dirty_levels());
+  pacer_.dirtied(monotonic_clock::now_ns(), pages, cache_.dirty_levels());
 }
 
 // Wakes the flusher if there is something for it to do.
@@ -181,14 +245,38 @@ void address_space::call_flusher() noexcept {
   }
 }
 
-// Where in [offset, end) the first page begins that is dirty or under write-back: at `offset` if
-// that lies inside one, at UINT64_MAX if there is none.
+void address_space::mark_parts_dirty(page& p, unsigned first, unsigned end) noexcept {
+  page_parts parts(p);
+  if (parts.count(part_set::dirty, first, end) == end - first) return;
+  const scoped_lock hold(lock_);
+  const unsigned fresh = parts.add(part_set::dirty, first, end);
+  count_dirty(fresh, 0);
+  pace_dirtied(fresh);
+  if ((p.set(page_dirty) & page_dirty) != 0) return;
+  index_.set_tag(p.index.load(std::memory_order_relaxed), page_tag::dirty);  // relaxed: held
+}
+
+// Where in [offset, end) the first 4 KiB begin that are dirty or under write-back: at `offset` if
+// that lies inside them, at UINT64_MAX if there is none.
 std::uint64_t address_space::next_unwritten(std::uint64_t offset, std::uint64_t end) noexcept {
   const scoped_lock hold(lock_);
   std::uint64_t first = UINT64_MAX;
+  const std::uint64_t last = page_of(end - 1);
   for (const page_tag tag : {page_tag::dirty, page_tag::writeback}) {
-    const auto found = index_.next_tagged(page_of(offset), page_of(end - 1) + 1, tag);
-    if (found) first = std::min(first, std::max(offset, found->index << page_shift));
+    std::uint64_t at = page_of(offset);
+    while (const auto found = index_.next_tagged(at, last + 1, tag)) {
+      const std::uint64_t page_end = found->end();
+      at = std::max(at, found->index);
+      if (found->frame->is_large()) {
+        const part_set set = tag == page_tag::dirty ? part_set::dirty : part_set::io;
+        at = found->index +
+             page_parts(*found->frame).next(set, static_cast<unsigned>(at - found->index));
+      }
+      if (at < page_end) {
+        if (at <= last) first = std::min(first, std::max(offset, at << page_shift));
+        break;
+      }
+    }
   }
   return first;
 }

@@ -21,6 +21,15 @@
 //  7. A page that is uptodate and not being changed is readable in the index (page_index.h). Who
 //  changes its data through this class says so there, before the first byte and after the last; who
 //  changes it through a pin has readers that see bytes of before and after, as the kernel's have.
+//  8. A large page is uptodate as a whole, and is in the index without being so only while it is
+//  locked and filled: if that fails it goes, and the range is read in small pages. What of it is
+//  dirty is known for each 4 KiB (page_parts.h). It has no buffer heads.
+//
+// Large pages, of 64 KiB and 2 MiB, are made where a read or a write wholly covers such an aligned
+// stretch of which nothing is there, and as many frames are free in a row; they are not waited for
+// and nothing is evicted to make room for them beyond what the same stretch would take in small
+// pages. Nothing joins small pages to a large one. They count by their frames wherever pages are
+// counted.
 //
 // Lock order: see page_cache.h. lock_ guards index_ (but its lookup), punches_ and the flush
 // ticket; error_ is an atomic.
@@ -31,12 +40,14 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <optional>
 #include <span>
 
 #include "forebay/base/racing_copy.h"
 #include "forebay/cache/bio_batch.h"
 #include "forebay/cache/page_cache.h"
+#include "forebay/cache/page_parts.h"
 #include "forebay/cache/page_wait.h"
 #include "forebay/cache/readahead.h"
 
@@ -47,6 +58,9 @@ class address_space {
   struct options {
     std::uint32_t block_bytes = 512;    // 512 to 4096, at least the device's logical block
     std::uint64_t readahead_bytes = 0;  // the largest window of read-ahead; 0: none
+    // log2 of the frames in the largest pages: 4 allows 64 KiB, 9 allows 2 MiB as well. A pin keeps
+    // its whole page in the cache, so the largest should be a small part of it.
+    unsigned max_page_order = 0;
   };
 
   // A part of the device with the same answer to "does it hold data?".
@@ -217,6 +231,11 @@ class address_space {
   // caller had the only reference, is the index's then. (Linux: migrate_folio, mm/migrate.c.)
   bool move(page& p, std::uint32_t holders, page& fresh) noexcept;
 
+  // Makes a large page, which has only so many holders and is under no I/O, as many pages of 4 KiB,
+  // in whose frames everything stays where it is. True if it has: the head has the holders still,
+  // and each other page the index's reference. (Linux: folio_split, mm/huge_memory.c.)
+  bool split(page& p, std::uint32_t holders) noexcept;
+
   // Has the flusher look at the limits now; any thread.
   void wake_flusher() noexcept { flusher_wanted_.wake_all(); }
 
@@ -242,6 +261,9 @@ class address_space {
     list_node link;
   };
 
+  // Of the pages that are made large, the largest first.
+  static constexpr std::array<unsigned, 2> large_page_orders{9, 4};
+
   // Frames taken ahead for a run of missing pages.
   class frame_supply;
 
@@ -262,15 +284,29 @@ class address_space {
     bool marked = false;
   };
 
-  std::size_t valid_bytes(std::uint64_t index) const noexcept;
-  std::size_t valid_bytes(const page& p) const noexcept {
-    return valid_bytes(p.index.load(std::memory_order_relaxed));  // relaxed: held by the caller
-  }
   // What a page's state is kept by: the size of its buffers, or of those it would get.
   std::size_t block_bytes_of(const page& p) const noexcept {
     const buffer_head* const b = page_buffers(p);
     return b != nullptr ? b->size_bytes : block_bytes_;
   }
+  // The bytes [from, to) of a page.
+  struct page_part {
+    std::size_t from;
+    std::size_t to;
+  };
+
+  // A page that has just been put into the index: `to_read` of it is the device's to fill, if that
+  // is not empty; it is locked until then.
+  struct new_page {
+    add_outcome outcome = add_outcome::no_memory;
+    page* p = nullptr;
+    page_part to_read{0, 0};
+  };
+
+  // What a miss knows from page to page.
+  struct miss;
+
+  std::size_t valid_bytes(const page& p) const noexcept;
   static std::uint64_t page_of(std::uint64_t offset) noexcept { return offset >> page_shift; }
 
   // address_space.cc: the index
@@ -300,36 +336,52 @@ class address_space {
   void remove_page(page& p) noexcept FOREBAY_EXCLUDES(lock_);
   std::uint64_t next_unwritten(std::uint64_t offset, std::uint64_t end) noexcept
       FOREBAY_EXCLUDES(lock_);
-  void mark_dirty(page& p) noexcept FOREBAY_EXCLUDES(lock_);
   void set_dirty(page& p) noexcept FOREBAY_REQUIRES(lock_);
-  void pace_dirtied() noexcept FOREBAY_REQUIRES(lock_);
+  void pace_dirtied(std::uint32_t pages) noexcept FOREBAY_REQUIRES(lock_);
   void call_flusher() noexcept;
+  new_page add_large(std::uint64_t index, unsigned order) noexcept FOREBAY_EXCLUDES(lock_);
+  void mark_dirty(page& p, std::size_t from, std::size_t to) noexcept FOREBAY_EXCLUDES(lock_);
+  void mark_parts_dirty(page& p, unsigned first, unsigned end) noexcept FOREBAY_EXCLUDES(lock_);
+  void count_dirty(std::int64_t pages, std::int64_t failed) noexcept FOREBAY_REQUIRES(lock_);
   void clear_dirty(page& p) noexcept FOREBAY_REQUIRES(lock_);
   // Whether a discard works on any page of [first, end).
   bool being_discarded(std::uint64_t first, std::uint64_t end) const noexcept
       FOREBAY_REQUIRES(lock_);
-  bool being_discarded(std::uint64_t index) const noexcept FOREBAY_REQUIRES(lock_) {
-    return being_discarded(index, index + 1);
-  }
   auto discard_over(std::uint64_t first, std::uint64_t end) noexcept {
     return punch_done_.wait_unless([this, first, end]() noexcept {
       const scoped_lock hold(lock_);
       return !being_discarded(first, end);
     });
   }
-  auto discard_over(std::uint64_t index) noexcept { return discard_over(index, index + 1); }
 
   // fill.cc: reading
+  static page_part part_of(const page& p, std::uint64_t offset, std::uint64_t end) noexcept;
   task<std::size_t> add_missing(std::uint64_t offset, std::size_t length, std::span<page_ref> out,
-                                bio_batch& batch, encounter& met);
+                                bio_batch& batch, miss& m);
+  new_page add_large_missing(std::uint64_t index, std::uint64_t offset, std::uint64_t end,
+                             miss& m) noexcept;
+  new_page add_small_missing(std::uint64_t index, std::uint64_t offset, std::uint64_t end,
+                             miss& m) noexcept;
+  task<std::size_t> add_ahead(std::uint64_t offset, std::size_t length, std::span<page_ref> out,
+                              bio_batch& batch);
   void note_use(page& p) noexcept;
   task<bool> fill_page(page& p, std::size_t from, std::size_t to);
   task<> fill_locked(page& p, std::size_t from, std::size_t to);
+  enum class backing { data, hole, both };
+  backing backing_of(std::uint64_t offset, std::size_t bytes, std::uint64_t& data_until) noexcept;
   bool fill_from_hole(std::uint64_t offset, std::byte* data, std::size_t bytes,
                       std::uint64_t& data_until) noexcept;
   static void end_read(address_space& self, const bio& b) noexcept;
   // Ends the I/O of the buffers of a page that a bio transferred. The last may let go of the page.
   static void end_buffers(page& p, std::size_t from, std::size_t to, std::int32_t status) noexcept;
+  void end_read_of_parts(page& p, unsigned first, unsigned end, std::int32_t status) noexcept;
+
+  // The page that an address inside the arena belongs to, which is under I/O for this place.
+  page& page_at(const std::byte* data, std::uint64_t offset) noexcept {
+    page& p = cache_.memory().frame_at(data);
+    // A frame behind a large page's head says of nobody that it is his.
+    return owns(p) ? p : *index_.lookup(page_of(offset));
+  }
 
   // Calls f(page, from, to) for each page that a read or write bio transfers a part of.
   template <typename F>
@@ -338,9 +390,10 @@ class address_space {
     for (const iovec& s : b.used_segments()) {
       auto* data = static_cast<std::byte*>(s.iov_base);
       for (std::size_t left = s.iov_len; left != 0;) {
-        const std::size_t from = offset % page_bytes;
-        const std::size_t n = std::min(left, page_bytes - from);
-        f(cache_.memory().frame_at(data), from, from + n);
+        page& p = page_at(data, offset);
+        const std::size_t from = offset - p.offset_bytes();
+        const std::size_t n = std::min(left, p.bytes() - from);
+        f(p, from, from + n);
         data += n;
         offset += n;
         left -= n;
@@ -357,29 +410,42 @@ class address_space {
 
   // write.cc
   bool over_error_limit() const noexcept;
-  step write_in_page(std::uint64_t index, std::size_t from, std::span<const std::byte> data,
-                     page_ref& p, bool paced = false) noexcept;
   std::uint64_t pause_ns() const noexcept;
+  struct attempt {
+    step how;
+    std::size_t bytes;  // of the data, that lie in the page; written if `how` is done
+  };
+  attempt write_in_page(std::uint64_t offset, std::span<const std::byte> data, page_ref& p,
+                        bool paced = false) noexcept;
+  attempt write_in_new_page(std::uint64_t offset, std::span<const std::byte> data, page_ref& p,
+                            bool paced) noexcept;
+  step may_dirty_more(bool paced) const noexcept;
+  static bool is_dirty(page& p, std::size_t from, std::size_t to) noexcept;
   step write_locked(page& p, std::size_t from, std::span<const std::byte> data) noexcept;
-  task<> wait_for(step s, std::uint64_t index, std::size_t from, std::size_t to, page_ref& p);
+  task<> wait_for(step s, std::uint64_t offset, std::size_t bytes, page_ref& p);
   task<> write_zero_pages(std::uint64_t offset, std::uint64_t length);
 
   // writeback.cc
   // What one sweep of write-back did in its range.
   struct sweep {
     std::uint64_t pages = 0;    // written, at least in part
-    std::uint64_t covered = 0;  // of these, written with every block that the range touches
+    std::uint64_t covered = 0;  // 4 KiB of them, written with every block that the range touches
+    std::int32_t error = 0;     // of the first write that failed, a negative errno
   };
   task<sweep> write_back(std::uint64_t offset, std::uint64_t length, std::uint8_t flags);
   task<> write_back_page(page& p, bio_batch& batch, std::uint64_t from, std::uint64_t to,
                          sweep& done);
   std::size_t collect(std::uint64_t& from, std::uint64_t end, page_tag tag,
                       std::span<page_ref> out) noexcept FOREBAY_REQUIRES(lock_);
+  static bool has_failed(page& p, std::uint64_t from, std::uint64_t end) noexcept;
   bool any_failed(std::uint64_t from, std::uint64_t end) const noexcept FOREBAY_REQUIRES(lock_);
   enum class start_outcome { started, discarding, buffer_locked };
   start_outcome start_writeback(page& p) noexcept FOREBAY_EXCLUDES(lock_);
   void end_writeback(page& p, std::int32_t status) noexcept FOREBAY_EXCLUDES(lock_);
   static void end_write(address_space& self, const bio& b) noexcept;
+  void end_write_of_parts(page& p, unsigned first, unsigned end, std::int32_t status) noexcept;
+  page_part next_to_write(page& p, std::size_t at) const noexcept;
+  std::uint64_t covered_by_write(page& p, std::uint64_t from, std::uint64_t to) const noexcept;
   task<bool> wait_for_writeback(std::uint64_t first, std::uint64_t end);
   task<> flush_device();
   task<> flush_now();
@@ -388,8 +454,9 @@ class address_space {
   // discard.cc
   task<> punch_pages(std::uint64_t first, std::uint64_t end, bio_op op, std::uint8_t flags);
   page_ref next_page(std::uint64_t& at, std::uint64_t end) noexcept FOREBAY_EXCLUDES(lock_);
-  void drop_page(page& p) noexcept FOREBAY_EXCLUDES(lock_);
+  void drop_page(page& p, std::uint64_t first, std::uint64_t end) noexcept FOREBAY_EXCLUDES(lock_);
   void zero_in_place(page& p) noexcept;
+  void zero_parts(page& p, unsigned first, unsigned end) noexcept;
 
   page_cache& cache_;
   device& device_;
@@ -397,6 +464,8 @@ class address_space {
   const bool views_;         // see the constructor
   const std::uint64_t size_bytes_;
   const std::uint32_t block_bytes_;
+  const unsigned max_page_order_;
+  const std::size_t transfer_bytes_;  // the largest bio of the device, in whole pages
   std::atomic<bool> may_have_holes_;
 
   mutable mutex lock_;
@@ -418,7 +487,7 @@ class address_space {
   wait_queue ahead_ended_;
 
   std::atomic<std::int32_t> error_{0};         // negative errno of the newest write-back failure
-  std::atomic<std::uint32_t> error_pages_{0};  // pages that are dirty because their write failed
+  std::atomic<std::uint32_t> error_pages_{0};  // that are dirty because their write failed
 
   std::atomic<bool> stopping_{false};
   std::atomic<bool> flusher_running_{false};

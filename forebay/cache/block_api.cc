@@ -73,8 +73,8 @@ task<bh_ref> block_api::get(address_space& space, std::uint64_t block, std::uint
     p = space.find(index);
     if (p && p->is_large()) {
       if (++attempts == attempts_max) co_return fail(EBUSY);
-      const result<> gone = co_await take_off(space, std::move(p));
-      if (!gone) co_return fail(gone.error());
+      const result<> made = co_await make_small(space, std::move(p));
+      if (!made) co_return fail(made.error());
       continue;
     }
     outcome = address_space::add_outcome::exists;
@@ -100,7 +100,8 @@ task<bh_ref> block_api::get(address_space& space, std::uint64_t block, std::uint
       }
       p.reset();
     }
-    if (outcome == address_space::add_outcome::discarding) co_await space.discard_over(index);
+    if (outcome == address_space::add_outcome::discarding)
+      co_await space.discard_over(index, index + 1);
     if (outcome == address_space::add_outcome::no_memory && !cache.try_make_room()) {
       co_await cache.frames_available();
     }
@@ -116,20 +117,10 @@ task<bh_ref> block_api::get(address_space& space, std::uint64_t block, std::uint
   co_return found;
 }
 
-// Takes a large page off, which has no buffers: what is dirty is written first. It may be in use,
-// for the moment.
-task<> block_api::take_off(address_space& space, page_ref p) {
-  if (p->test(page_dirty | page_writeback)) {
-    const auto wrote = co_await space.write_back(
-        p->offset_bytes(), std::min(p->end_bytes(), space.size_bytes_) - p->offset_bytes(), 0);
-    if (!wrote) co_return fail(wrote.error());
-    co_await wait_until_clear(*p, page_writeback);
-  }
-  page& frame = *p;
-  p.reset();
-  if (space.cache_.vacate(frame, nullptr) == page_cache::vacated::busy) {
-    co_await sleep_for(attempt_pause_ns);
-  }
+// Makes a large page, which has no buffers, small ones. It may be in use, for the moment.
+task<> block_api::make_small(address_space& space, page_ref p) {
+  co_await wait_until_clear(*p, page_locked | page_writeback);
+  if (!space.cache_.split(*p)) co_await sleep_for(attempt_pause_ns);
   co_return result<>{};
 }
 
@@ -163,10 +154,9 @@ task<> block_api::give_buffers(address_space& space, page& p, std::uint32_t size
     if (*replaced) co_return result<>{};
     ++attempts;
     if (p.test(page_dirty)) {
-      const std::uint64_t index = p.index.load(std::memory_order_relaxed);  // relaxed: held by us
-      const auto wrote =
-          co_await space.write_back(index << page_shift, space.valid_bytes(index), 0);
+      const auto wrote = co_await space.write_back(p.offset_bytes(), space.valid_bytes(p), 0);
       if (!wrote) co_return fail(wrote.error());
+      if (wrote->error != 0) co_return fail(-wrote->error);
       continue;
     }
     // The CPUs' arrays let go of it at once, others in a moment.
@@ -276,7 +266,7 @@ task<> block_api::wait_and_lock(buffer_head& b, bool to_change) {
     unlock_page(p);
     paced = paced || limit == address_space::step::paced;
     page_ref none;
-    const result<> r = co_await space.wait_for(limit, 0, 0, 0, none);
+    const result<> r = co_await space.wait_for(limit, 0, 0, none);
     if (!r) co_return fail(r.error());
   }
   if (to_change) {
@@ -310,7 +300,7 @@ void block_api::mark_dirty(buffer_head& b) noexcept {
   {
     const scoped_lock hold(space.lock_);
     b.set(bh_dirty);
-    if (!b.frame->test(page_dirty)) space.pace_dirtied();
+    if (!b.frame->test(page_dirty)) space.pace_dirtied(1);
     space.set_dirty(*b.frame);
   }
   space.call_flusher();
@@ -454,7 +444,8 @@ task<> block_api::invalidate(address_space& space) {
       p = found->frame;
     }
     // It may be another page by now: one clean page less, that is all.
-    space.cache_.vacate(*p, nullptr);
+    page* no_spare = nullptr;
+    space.cache_.vacate(*p, no_spare);
     if (n % pages_in_a_row == 0) co_await sleep_for(0);
   }
   co_return result<>{};

@@ -147,7 +147,7 @@ class block_api {
                                    std::uint32_t size_bytes, std::uint32_t references) noexcept;
   static task<bh_ref> get(address_space& space, std::uint64_t block, std::uint32_t size_bytes,
                           bool wanted_uptodate);
-  static task<> take_off(address_space& space, page_ref p);
+  static task<> make_small(address_space& space, page_ref p);
   static task<> give_buffers(address_space& space, page& p, std::uint32_t size_bytes);
   static result<bool> replace_unused(address_space& space, page& p,
                                      std::uint32_t size_bytes) noexcept;

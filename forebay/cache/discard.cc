@@ -41,19 +41,39 @@ page_ref address_space::next_page(std::uint64_t& at, std::uint64_t end) noexcept
   const scoped_lock hold(lock_);
   const auto found = index_.next(at, end);
   if (!found) return {};
-  at = found->index + 1;
+  at = found->end();
   found->frame->refs.get();  // the index holds one while we hold lock_
   return page_ref::adopt(*found->frame);
 }
 
-// Forgets what a locked page holds, the device having emptied it.
-void address_space::drop_page(page& p) noexcept {
+// Empties parts of a locked large page, which stays for the others.
+void address_space::zero_parts(page& p, unsigned first, unsigned end) noexcept {
+  begin_change(p);
+  std::memset(p.data() + std::size_t{first} * page_bytes, 0, (end - first) * page_bytes);
+  end_change(p);
+  page_parts parts(p);
+  const scoped_lock hold(lock_);
+  const std::int64_t dirty = parts.remove(part_set::dirty, first, end);
+  count_dirty(-dirty, -std::int64_t{parts.remove(part_set::failed, first, end)});
+  if (parts.count(part_set::failed) == 0) p.clear(page_error);
+  if (dirty == 0 || parts.count(part_set::dirty) != 0) return;
+  p.clear(page_dirty);
+  index_.clear_tag(p.index.load(std::memory_order_relaxed), page_tag::dirty);  // relaxed: locked
+}
+
+// Forgets what a locked page holds of the pages [first, end), the device having emptied them.
+void address_space::drop_page(page& p, std::uint64_t first, std::uint64_t end) noexcept {
   if (!owns(p)) return;
+  const std::uint64_t begin = page_of(p.offset_bytes());
+  const std::uint64_t behind = page_of(p.end_bytes());
   // Others may be reading the buffers of a page that they have pinned, so such a page stays.
   if (page_buffers(p) != nullptr) {
     zero_in_place(p);
-  } else {
+  } else if (first <= begin && behind <= end) {
     remove_page(p);
+  } else {
+    zero_parts(p, static_cast<unsigned>(std::max(first, begin) - begin),
+               static_cast<unsigned>(std::min(end, behind) - begin));
   }
 }
 
@@ -93,7 +113,7 @@ task<> address_space::punch_pages(std::uint64_t first, std::uint64_t end, bio_op
         unlock_page(*p);
         co_await wait_until_unlocked(*busy);
       }
-      drop_page(*p);
+      drop_page(*p, first, end);
       unlock_page(*p);
     }
     cache_.progress().wake_all();

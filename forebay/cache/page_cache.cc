@@ -76,6 +76,14 @@ page* page_cache::try_allocate_run(unsigned order) noexcept {
   return block;
 }
 
+page* page_cache::try_allocate_large(unsigned order) noexcept {
+  for (;;) {
+    if (page* block = arena_->allocate(order); block != nullptr) return block;
+    if (arena_->free_pages() >= 1u << order || order > evicting_order_max) return nullptr;
+    if (!try_make_room()) return nullptr;
+  }
+}
+
 void page_cache::add_to_list(page& p) noexcept {
   const scoped_lock hold(list_lock_);
   eviction_->insert(p);
@@ -145,11 +153,43 @@ std::uint64_t page_cache::reclaimable_pages() const noexcept {
   return resident - std::min(resident, unclean) + arena_->free_pages();
 }
 
-page_cache::vacated page_cache::vacate(page& p, page* spare) noexcept {
-  // With a reference of our own the frame stays what it is; without one it is free, or about to be.
+page_cache::vacated page_cache::vacate(page& p, page*& spare) noexcept {
+  // With a reference of our own the frame stays what it is; without one it is free, or about to be,
+  // or behind the head of a large page.
   if (!p.refs.get_unless_zero()) return vacated::empty;
-  constexpr std::uint32_t holders = 2;  // we and the index
   page_ref mine = page_ref::adopt(p);
+  if (!p.is_large()) return vacate_held(mine, spare);
+  // Its spare is a block. What fills a chunk is not moved as a whole: the block would be another
+  // chunk.
+  page* block = nullptr;
+  const bool wanted = p.was_used() || p.test(page_dirty);
+  if (wanted && p.frames() < arena::chunk_frames) block = arena_->allocate(p.order);
+  vacated done = vacate_held(mine, block);
+  if (block != nullptr) put_page(*block);
+  // In pieces, then: this one now, and the others are frames of the chunk like this one.
+  if (done == vacated::busy && spare != nullptr && split(p)) done = vacate_held(mine, spare);
+  return done;
+}
+
+bool page_cache::split(page& p) noexcept {
+  constexpr std::uint32_t holders = 2;  // the caller and the index
+  const scoped_lock hold(list_lock_);
+  auto* space = static_cast<address_space*>(
+      p.owner.load(std::memory_order_acquire));  // acquire: sees it whole
+  if (space == nullptr || !p.link.linked()) return false;
+  const std::uint32_t frames = p.frames();
+  if (frames == 1) return false;
+  eviction_->erase(p);
+  const bool done = space->split(p, holders);
+  for (std::uint32_t i = 0; i < (done ? frames : 1); ++i) eviction_->insert((&p)[i]);
+  return done;
+}
+
+// The same, for who holds a reference; takes that, and `spare` if the page is moved there, when the
+// page has left its frame.
+page_cache::vacated page_cache::vacate_held(page_ref& mine, page*& spare) noexcept {
+  page& p = *mine;
+  constexpr std::uint32_t holders = 2;  // we and the index
   bool evicted = false;
   bool moved = false;
   {
@@ -160,9 +200,11 @@ page_cache::vacated page_cache::vacate(page& p, page* spare) noexcept {
     if (space == nullptr || !p.link.linked()) return vacated::busy;
     const bool wanted = p.was_used() || p.test(page_dirty);
     if (!wanted || spare == nullptr) evicted = space->evict(p, holders);
-    if (!evicted && wanted && spare != nullptr) moved = space->move(p, holders, *spare);
+    if (!evicted && wanted && spare != nullptr && spare->order == p.order) {
+      moved = space->move(p, holders, *spare);
+    }
     if (moved) {
-      eviction_->replace(p, *spare);
+      eviction_->replace(p, *std::exchange(spare, nullptr));
     } else if (evicted) {
       eviction_->erase(p);
       resident_ -= p.frames();
@@ -174,7 +216,7 @@ page_cache::vacated page_cache::vacate(page& p, page* spare) noexcept {
   static_cast<void>(mine.release());  // the count is zero: it is ours as a whole
   if (evicted) {
     drop_buffers(p, buffers_);
-    counters_.evictions.add(1);
+    counters_.evictions.add(p.frames());
   }
   arena_->release(p);
   return evicted ? vacated::evicted : vacated::moved;

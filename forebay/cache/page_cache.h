@@ -113,8 +113,14 @@ class page_cache {
   };
   // Empties one frame: evicts its page if that is clean and was not used of late, and otherwise
   // moves it to `spare`, which may be null and of which the caller has the only reference. Takes
-  // list_lock_.
-  vacated vacate(page& p, page* spare) noexcept;
+  // list_lock_. A page that is moved there takes `spare`. A large page has a block of free frames
+  // for its spare; where there is none it is split, and the other frames of it are pages then.
+  vacated vacate(page& p, page*& spare) noexcept;
+
+  // Makes a large page, of which the caller has the only reference besides the index's, pages of
+  // 4 KiB: for who needs buffer heads for a part of it. False if it is in other hands too, under
+  // I/O, or there is no memory for nodes of its index. Takes list_lock_.
+  bool split(page& p) noexcept;
 
   // ---- For address spaces ----
 
@@ -138,6 +144,11 @@ class page_cache {
     return progress_.wait_unless([] { return false; }, frame_wait_ns);
   }
 
+  // A block of 2^order frames with one reference, to be one page; null if there are none in a row.
+  // Up to 64 KiB it evicts when fewer frames than that are free at all, as small pages would have
+  // to.
+  page* try_allocate_large(unsigned order) noexcept;
+
   // Puts a page that has just been indexed on the eviction list; takes one off that has left its
   // index.
   void add_to_list(page& p) noexcept;
@@ -154,6 +165,10 @@ class page_cache {
   }
   bool over_background_limit() const noexcept { return dirty_total() > background_limit_pages(); }
   bool over_dirty_limit() const noexcept { return dirty_total() >= dirty_limit_pages(); }
+  // Whether so many more may become dirty.
+  bool may_dirty(std::uint32_t pages) const noexcept {
+    return dirty_total() + pages <= dirty_limit_pages();
+  }
   std::uint32_t background_limit_pages() const noexcept {
     return background_limit_.load(std::memory_order_relaxed);  // relaxed: a level
   }
@@ -202,6 +217,7 @@ class page_cache {
  private:
   static constexpr std::uint64_t frame_wait_ns = 1'000'000;
   static constexpr unsigned reclaim_batch = 32;
+  static constexpr unsigned evicting_order_max = 4;
   static constexpr unsigned scan_limit = 4096;  // pages that are looked at in one call
 
   page_cache(std::unique_ptr<arena> memory, std::unique_ptr<frame_eviction> eviction,
@@ -209,6 +225,7 @@ class page_cache {
 
   eviction_progress reclaim(unsigned wanted) noexcept;
   bool take(page& p) noexcept;  // for eviction_, under list_lock_
+  vacated vacate_held(page_ref& mine, page*& spare) noexcept;
   // Pages that write-back is to bring down: those that cannot be written have a limit of their own,
   // so that one failing device does not stop the writers of the others.
   std::uint32_t dirty_total() const noexcept {

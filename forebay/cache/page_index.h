@@ -144,6 +144,10 @@ class basic_page_index {
   // readable if the old one was, which is nobody's.
   void replace(std::uint64_t index, page& p) noexcept;
 
+  // Puts the frames of a large page in its place, as pages of one frame each with its tags. It
+  // still says its order. ENOMEM as above, nothing has changed then.
+  result<> split(std::uint64_t index, page& p) noexcept;
+
   // Empties a place that is taken, and its tags.
   void erase(std::uint64_t index) noexcept;
 

@@ -192,6 +192,52 @@ void basic_page_index<Traits>::end_change(std::uint64_t index) noexcept {
 }
 
 template <typename Traits>
+result<> basic_page_index<Traits>::split(std::uint64_t index, page& p) noexcept {
+  const place at = place_of(index);
+  const auto slot = static_cast<unsigned>(std::countr_zero(at.mask));
+  const auto count = static_cast<unsigned>(std::popcount(at.mask));
+  const unsigned bottom = p.order / bits * bits;
+  FOREBAY_ASSERT(bottom <= bits);  // one level of nodes to be added at most
+  std::array<node*, fanout> leaves{};
+  for (unsigned i = 0; bottom != 0 && i < count; ++i) {
+    leaves[i] = static_cast<node*>(nodes_.allocate());
+    if (leaves[i] != nullptr) continue;
+    while (i != 0) nodes_.free(leaves[--i]);
+    return fail(ENOMEM);
+  }
+  std::uint32_t number = arena_.frame_of(p) + 1;
+  if (bottom == 0) {
+    change_slots(at, [&number](atomic<std::uint32_t>& s, std::uint32_t was) {
+      s.store(number++ | (was & readable_bit), std::memory_order_release);  // release: as replace()
+    });
+  }
+  constexpr std::uint64_t all = ~0ull >> (64 - fanout);
+  for (unsigned i = 0; bottom != 0 && i < count; ++i) {
+    node& leaf = *leaves[i];
+    atomic<std::uint32_t>& above = at.n->slots[slot + i];
+    // relaxed: the page is nobody's
+    const std::uint32_t readable = above.load(std::memory_order_relaxed) & readable_bit;
+    leaf.parent = at.n;
+    leaf.offset = static_cast<std::uint8_t>(slot + i);
+    leaf.shift = 0;
+    leaf.home.store(home_of(index + std::uint64_t{i} * fanout, 0),
+                    std::memory_order_relaxed);  // relaxed: published with it
+    leaf.occupied = all;
+    for (std::size_t t = 0; t < leaf.tags.size(); ++t) {
+      leaf.tags[t] = (at.n->tags[t] & at.mask) != 0 ? all : 0;
+    }
+    change_slots({&leaf, all}, [&number, readable](atomic<std::uint32_t>& s, std::uint32_t) {
+      s.store(number++ | readable, std::memory_order_release);  // release: as replace()
+    });
+    above.store(nodes_.handle_of(&leaf) | node_bit, std::memory_order_release);  // release: walk()
+  }
+  change_versions(at);
+  at.n->marks.fetch_and(~at.mask, std::memory_order_relaxed);  // relaxed: a hint
+  size_ += p.frames() - 1;
+  return {};
+}
+
+template <typename Traits>
 void basic_page_index<Traits>::erase(std::uint64_t index) noexcept {
   clear_tag(index, page_tag::dirty);
   clear_tag(index, page_tag::writeback);

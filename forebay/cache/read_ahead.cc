@@ -46,8 +46,7 @@ task<> address_space::read_ahead(readahead_window window) {
     const std::uint64_t end =
         std::min(at + (std::uint64_t{window.pages} << page_shift), size_bytes_);
     while (at < end && go_on) {
-      encounter met;
-      const result<std::size_t> added = co_await add_missing(at, end - at, pins, batch, met);
+      const result<std::size_t> added = co_await add_ahead(at, end - at, pins, batch);
       const std::size_t n = added ? *added : 0;
       go_on = n != 0;
       for (page_ref& p : std::span(pins).first(n)) {

@@ -52,11 +52,9 @@ unsigned page_cache_shrinker::cost_of(std::uint32_t chunk) const noexcept {
     if (!used[i]) continue;
     const page& p = memory.frame(chunk * arena::chunk_frames + i);
     if (p.refs.value() == 0) continue;  // free, and on its way
-    if (is_busy(p)) {
-      cost += busy_cost;
-    } else {
-      cost += p.was_used() || p.test(page_dirty) ? move_cost : evict_cost;
-    }
+    // A large page stands here for the frames behind its head, whose counts are zero.
+    const bool move = p.was_used() || p.test(page_dirty);
+    cost += p.frames() * (is_busy(p) ? busy_cost : move ? move_cost : evict_cost);
   }
   return cost;
 }
@@ -139,7 +137,6 @@ bool page_cache_shrinker::vacate_frames(std::uint32_t chunk, bool only_busy,
       }
       const page_cache::vacated done =
           cache_.vacate(memory.frame(chunk * arena::chunk_frames + i), spare);
-      if (done == page_cache::vacated::moved) spare = nullptr;
       if (done != page_cache::vacated::busy) wanted.reset(i);
     }
   }

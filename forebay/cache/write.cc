@@ -9,6 +9,15 @@
 
 namespace forebay {
 
+namespace {
+
+// How many 4 KiB a stretch of a page touches.
+std::int64_t pages_of(std::size_t from, std::size_t bytes) noexcept {
+  return static_cast<std::int64_t>(((from + bytes - 1) >> page_shift) - (from >> page_shift) + 1);
+}
+
+}  // namespace
+
 // Whether this device has left so many pages unwritten that no more can be kept for it.
 bool address_space::over_error_limit() const noexcept {
   const std::uint32_t own = error_pages_.load(std::memory_order_relaxed);  // relaxed: a level
@@ -23,51 +32,93 @@ std::uint64_t address_space::pause_ns() const noexcept {
   return pacer_.pause_ns(monotonic_clock::now_ns());
 }
 
-// One attempt to write inside one page without waiting. `p` keeps the page that a wait is for; on
-// anything but done nothing has been written. `paced`: the caller has paused for the device's pace.
-address_space::step address_space::write_in_page(std::uint64_t index, std::size_t from,
-                                                 std::span<const std::byte> data, page_ref& p,
-                                                 bool paced) noexcept {
-  p = find(index);
-  if (!p || !p->test(page_dirty)) {
-    if (over_error_limit()) return step::failing;
-    if (cache_.over_dirty_limit()) return step::over_limit;
-    if (!paced && pause_ns() != 0) return step::paced;
+// Whether more may be dirtied now: done if so. `paced`: the caller has paused for the device's
+// pace.
+address_space::step address_space::may_dirty_more(bool paced) const noexcept {
+  if (over_error_limit()) return step::failing;
+  if (cache_.over_dirty_limit()) return step::over_limit;
+  if (!paced && pause_ns() != 0) return step::paced;
+  return step::done;
+}
+
+// One attempt to write the front of `data`, as much as lies in one page, without waiting. `p` keeps
+// the page that a wait is for; on anything but done nothing has been written.
+address_space::attempt address_space::write_in_page(std::uint64_t offset,
+                                                    std::span<const std::byte> data, page_ref& p,
+                                                    bool paced) noexcept {
+  p = find(page_of(offset));
+  if (!p) return write_in_new_page(offset, data, p, paced);
+  const std::size_t from = offset - p->offset_bytes();
+  const std::size_t bytes = std::min(data.size(), p->bytes() - from);
+  if (!is_dirty(*p, from, from + bytes)) {
+    if (const step s = may_dirty_more(paced); s != step::done) return {s, bytes};
   }
-  if (!p) {
-    page* frame = cache_.try_allocate_frame();
-    if (frame == nullptr) return step::no_memory;
-    const add_outcome outcome = add_page(index, *frame);
+  if (!try_lock_page(*p)) return {step::page_locked, bytes};
+  if (!owns(*p)) {
+    unlock_page(*p);
+    p.reset();
+    return {step::page_locked, bytes};
+  }
+  if (p->test(page_writeback)) {
+    unlock_page(*p);
+    return {step::page_writeback, bytes};
+  }
+  p->touch();
+  cache_.count().hits.add(pages_of(from, bytes));
+  const step how = write_locked(*p, from, data.first(bytes));
+  unlock_page(*p);
+  return {how, bytes};
+}
+
+// The same where no page was found: makes one, a large one if the data covers that.
+address_space::attempt address_space::write_in_new_page(std::uint64_t offset,
+                                                        std::span<const std::byte> data,
+                                                        page_ref& p, bool paced) noexcept {
+  const std::uint64_t index = page_of(offset);
+  const std::size_t from = offset % page_bytes;
+  std::size_t bytes = std::min(data.size(), page_bytes - from);
+  if (const step s = may_dirty_more(paced); s != step::done) return {s, bytes};
+  page* fresh = nullptr;
+  for (const unsigned order : large_page_orders) {
+    const std::size_t whole = page_bytes << order;
+    if (order > max_page_order_ || data.size() < whole || !is_aligned(offset, std::uint64_t{whole}))
+      continue;
+    if (!cache_.may_dirty(1u << order)) continue;
+    fresh = add_large(index, order).p;
+    if (fresh == nullptr) continue;
+    bytes = whole;
+    break;
+  }
+  if (fresh == nullptr) {
+    fresh = cache_.try_allocate_frame();
+    if (fresh == nullptr) return {step::no_memory, bytes};
+    const add_outcome outcome = add_page(index, *fresh);
     if (outcome != add_outcome::added) {
-      put_page(*frame);
+      put_page(*fresh);
       switch (outcome) {
         case add_outcome::discarding:
-          return step::discarding;
+          return {step::discarding, bytes};
         case add_outcome::no_memory:
-          return step::no_memory;
+          return {step::no_memory, bytes};
         default:
-          return step::page_locked;  // somebody was quicker: his page will be found
+          return {step::page_locked, bytes};  // somebody was quicker: his page will be found
       }
     }
-    p = page_ref::adopt(*frame);
-    cache_.count().misses.add();
-  } else {
-    if (!try_lock_page(*p)) return step::page_locked;
-    if (!owns(*p)) {
-      unlock_page(*p);
-      p.reset();
-      return step::page_locked;
-    }
-    if (p->test(page_writeback)) {
-      unlock_page(*p);
-      return step::page_writeback;
-    }
-    p->touch();
-    cache_.count().hits.add();
   }
-  const step s = write_locked(*p, from, data);
-  unlock_page(*p);
-  return s;
+  p = page_ref::adopt(*fresh);
+  cache_.count().misses.add(fresh->frames());
+  const step how = write_locked(*fresh, from, data.first(bytes));
+  unlock_page(*fresh);
+  return {how, bytes};
+}
+
+// Whether bytes [from, to) of a page are all dirty: then writing them dirties nothing more. A hint
+// where the page is large and not locked.
+bool address_space::is_dirty(page& p, std::size_t from, std::size_t to) noexcept {
+  if (!p.is_large() || !p.test(page_dirty)) return p.test(page_dirty);
+  const auto first = static_cast<unsigned>(from >> page_shift);
+  const auto end = static_cast<unsigned>((to - 1) >> page_shift) + 1;
+  return page_parts(p).count(part_set::dirty, first, end) == end - first;
 }
 
 address_space::step address_space::write_locked(page& p, std::size_t from,
@@ -76,6 +127,7 @@ address_space::step address_space::write_locked(page& p, std::size_t from,
   const std::size_t valid = valid_bytes(p);
   if (locked_buffer(p, from, to) != nullptr) return step::buffer_locked;
   if (!p.test(page_uptodate) && (from != 0 || to != valid)) {
+    FOREBAY_DCHECK(!p.is_large());
     if (!create_empty_buffers(p, cache_.buffers(), device_, block_bytes_)) return step::no_memory;
     // Blocks that the write covers only in part must be valid first.
     const std::size_t block = block_bytes_of(p);
@@ -95,7 +147,7 @@ address_space::step address_space::write_locked(page& p, std::size_t from,
     set_uptodate(p, round_down(from, block), std::min(round_up(to, block), valid), valid);
   }
   end_change(p);
-  mark_dirty(p);
+  mark_dirty(p, from, to);
   return step::done;
 }
 
@@ -104,11 +156,9 @@ std::size_t address_space::try_write(std::uint64_t offset,
   std::size_t written = 0;
   page_ref p;
   while (written < data.size()) {
-    const std::uint64_t at = offset + written;
-    const std::size_t from = at % page_bytes;
-    const std::size_t n = std::min(data.size() - written, page_bytes - from);
-    if (write_in_page(page_of(at), from, data.subspan(written, n), p) != step::done) break;
-    written += n;
+    const attempt a = write_in_page(offset + written, data.subspan(written), p);
+    if (a.how != step::done) break;
+    written += a.bytes;
   }
   return written;
 }
@@ -116,27 +166,25 @@ std::size_t address_space::try_write(std::uint64_t offset,
 task<> address_space::write(std::uint64_t offset, std::span<const std::byte> data) {
   bool paced = false;
   while (!data.empty()) {
-    const std::size_t from = offset % page_bytes;
-    const std::size_t n = std::min(data.size(), page_bytes - from);
     page_ref p;
-    const step s = write_in_page(page_of(offset), from, data.first(n), p, paced);
-    if (s != step::done) {
-      paced = paced || s == step::paced;
-      const result<> waited = co_await wait_for(s, page_of(offset), from, from + n, p);
+    const attempt a = write_in_page(offset, data, p, paced);
+    if (a.how != step::done) {
+      paced = paced || a.how == step::paced;
+      const result<> waited = co_await wait_for(a.how, offset, a.bytes, p);
       if (!waited) co_return fail(waited.error());
       continue;
     }
-    offset += n;
-    data = data.subspan(n);
+    offset += a.bytes;
+    data = data.subspan(a.bytes);
     paced = false;
   }
   co_return result<>{};
 }
 
-// Waits until the attempt that ended in `s` is worth making again. Holds at most the pin on the
-// page it waits for.
-task<> address_space::wait_for(step s, std::uint64_t index, std::size_t from, std::size_t to,
-                               page_ref& p) {
+// Waits until the attempt that ended in `s` is worth making again: to write the `bytes` from
+// `offset` on, which lie in one page. Holds at most the pin on the page it waits for.
+task<> address_space::wait_for(step s, std::uint64_t offset, std::size_t bytes, page_ref& p) {
+  const std::size_t from = offset % page_bytes;  // in a small page
   switch (s) {
     case step::done:
       break;
@@ -147,7 +195,7 @@ task<> address_space::wait_for(step s, std::uint64_t index, std::size_t from, st
       co_await wait_until_clear(*p, page_writeback);
       break;
     case step::buffer_locked:
-      if (buffer_head* const b = locked_buffer(*p, from, to); b != nullptr) {
+      if (buffer_head* const b = locked_buffer(*p, from, from + bytes); b != nullptr) {
         co_await wait_until_unlocked(*b);
       }
       break;
@@ -156,11 +204,12 @@ task<> address_space::wait_for(step s, std::uint64_t index, std::size_t from, st
       if (!cache_.try_make_room()) co_await cache_.frames_available();
       break;
     case step::discarding:
-      co_await discard_over(index);
+      co_await discard_over(page_of(offset), page_of(offset) + 1);
       break;
     case step::needs_read: {
       // The two edges; the blocks between them are about to be overwritten. A page that has left
       // the index meanwhile is looked for again.
+      const std::size_t to = from + bytes;
       result<bool> r = true;
       const std::size_t block = block_bytes_of(*p);
       if (!is_aligned(from, block)) r = co_await fill_page(*p, from, from + 1);

@@ -28,17 +28,27 @@ std::size_t address_space::collect(std::uint64_t& from, std::uint64_t end, page_
     }
     found->frame->refs.get();  // the index holds one while we hold lock_
     out[n++] = page_ref::adopt(*found->frame);
-    from = found->index + 1;
+    from = found->end();
   }
   return n;
 }
 
-// Whether a page of the range is dirty because its last write failed.
+// Whether something of [from, end) is in a page, which lock_ keeps as it is and which is not under
+// write-back, because its last write failed.
+bool address_space::has_failed(page& p, std::uint64_t from, std::uint64_t end) noexcept {
+  if (!p.is_large() || !p.test(page_error)) return p.test(page_error);
+  const std::uint64_t index = p.index.load(std::memory_order_relaxed);  // relaxed: in the index
+  const std::uint64_t until = std::min(end, index + p.frames());
+  const auto first = static_cast<unsigned>(std::max(from, index) - index);
+  return page_parts(p).count(part_set::failed, first, static_cast<unsigned>(until - index)) != 0;
+}
+
+// Whether something of the range is dirty because its last write failed.
 bool address_space::any_failed(std::uint64_t from, std::uint64_t end) const noexcept {
   if (error_pages_.load(std::memory_order_relaxed) == 0) return false;  // relaxed: under lock_
   for (auto found = index_.next_tagged(from, end, page_tag::dirty); found;
-       found = index_.next_tagged(found->index + 1, end, page_tag::dirty)) {
-    if (found->frame->test(page_error)) return true;
+       found = index_.next_tagged(found->end(), end, page_tag::dirty)) {
+    if (has_failed(*found->frame, from, end)) return true;
   }
   return false;
 }
@@ -48,10 +58,10 @@ bool address_space::any_failed(std::uint64_t from, std::uint64_t end) const noex
 address_space::start_outcome address_space::start_writeback(page& p) noexcept {
   const std::uint64_t index = p.index.load(std::memory_order_relaxed);  // relaxed: locked by us
   const scoped_lock hold(lock_);
-  if (being_discarded(index)) return start_outcome::discarding;
+  if (being_discarded(index, index + p.frames())) return start_outcome::discarding;
   bool locked = false;
   if (page_buffers(p) != nullptr) {
-    for_each_buffer(p, 0, valid_bytes(index), [&](const buffer_head& b) {
+    for_each_buffer(p, 0, valid_bytes(p), [&](const buffer_head& b) {
       locked = locked || (b.test(bh_dirty) && b.test(bh_lock));
     });
   }
@@ -59,10 +69,16 @@ address_space::start_outcome address_space::start_writeback(page& p) noexcept {
   index_.clear_tag(index, page_tag::dirty);
   index_.set_tag(index, page_tag::writeback);
   p.set(page_writeback);
-  cache_.count_writeback(1);
+  if (p.is_large()) {
+    page_parts parts(p);
+    parts.copy(part_set::dirty, part_set::io);
+    cache_.count_writeback(static_cast<std::int32_t>(parts.count(part_set::io)));
+  } else {
+    cache_.count_writeback(1);
+  }
   clear_dirty(p);
   if (page_buffers(p) != nullptr) {
-    for_each_buffer(p, 0, valid_bytes(index), [](buffer_head& b) {
+    for_each_buffer(p, 0, valid_bytes(p), [](buffer_head& b) {
       if (!b.test(bh_dirty)) return;
       b.end_io = &end_buffer_async_write;
       b.clear(bh_dirty | bh_write_error);
@@ -78,18 +94,29 @@ void address_space::end_writeback(page& p, std::int32_t status) noexcept {
   {
     const scoped_lock hold(lock_);
     index_.clear_tag(index, page_tag::writeback);
-    cache_.count_writeback(-1);
-    if (status == 0) pacer_.written(monotonic_clock::now_ns(), 1);
-    if (status != 0) {
-      set_dirty(p);  // it may be already, for a block that was not part of this write
-      p.set(page_error);
-      cache_.count_error(1);
-      error_.store(status, std::memory_order_relaxed);       // relaxed: says it all itself
-      error_pages_.fetch_add(1, std::memory_order_relaxed);  // relaxed: under lock_
-      cache_.count().write_errors.add();
-    } else {
-      cache_.count().pages_written.add();
+    std::int64_t ended = 1;
+    std::int64_t failed = status != 0 ? 1 : 0;
+    if (p.is_large()) {
+      page_parts parts(p);
+      parts.copy(part_set::io_failed, part_set::dirty);
+      parts.copy(part_set::io_failed, part_set::failed);
+      ended = parts.clear(part_set::io);
+      parts.clear(part_set::io_ended);
+      failed = parts.clear(part_set::io_failed);
     }
+    cache_.count_writeback(static_cast<std::int32_t>(-ended));
+    if (ended != failed) {
+      pacer_.written(monotonic_clock::now_ns(), static_cast<std::uint32_t>(ended - failed));
+    }
+    if (failed != 0) {
+      // A small one may be dirty already, for a block that was not part of this write.
+      const bool was_dirty = (p.set(page_dirty | page_error) & page_dirty) != 0;
+      if (!was_dirty) index_.set_tag(index, page_tag::dirty);
+      count_dirty(was_dirty ? 0 : failed, failed);
+      error_.store(status, std::memory_order_relaxed);  // relaxed: says it all itself
+    }
+    cache_.count().write_errors.add(failed);
+    cache_.count().pages_written.add(ended - failed);
   }
   clear_and_wake(p, page_writeback);
   cache_.progress().wake_all();
@@ -97,6 +124,10 @@ void address_space::end_writeback(page& p, std::int32_t status) noexcept {
 
 void address_space::end_write(address_space& self, const bio& b) noexcept {
   self.for_each_page(b, [&](page& p, std::size_t from, std::size_t to) {
+    if (p.is_large()) {
+      return self.end_write_of_parts(p, static_cast<unsigned>(from >> page_shift),
+                                     static_cast<unsigned>(to >> page_shift), b.status);
+    }
     if (page_buffers(p) == nullptr) return self.end_writeback(p, b.status);
     end_buffers(p, from, to, b.status);
   });
@@ -115,6 +146,53 @@ void end_buffer_async_write(buffer_head& b, std::int32_t status) noexcept {
     failed = failed || bh.test(bh_write_error);
   });
   if (!busy) space.end_writeback(p, !failed ? 0 : status != 0 ? status : -EIO);
+}
+
+// Parts [first, end) of a large page have been written, or could not be.
+void address_space::end_write_of_parts(page& p, unsigned first, unsigned end,
+                                       std::int32_t status) noexcept {
+  page_parts parts(p);
+  parts.add(part_set::io_ended, first, end);
+  if (status != 0) parts.add(part_set::io_failed, first, end);
+  if (parts.count(part_set::io_ended) != parts.count(part_set::io)) return;
+  const bool failed = parts.count(part_set::io_failed) != 0;
+  end_writeback(p, !failed ? 0 : status != 0 ? status : -EIO);
+}
+
+// The first stretch from `at` on of a page under write-back that is to be written; empty if there
+// is none.
+address_space::page_part address_space::next_to_write(page& p, std::size_t at) const noexcept {
+  const std::size_t valid = valid_bytes(p);
+  if (p.is_large()) {
+    const page_parts parts(p);
+    const unsigned first = parts.next(part_set::io, static_cast<unsigned>(at >> page_shift));
+    const unsigned end = parts.next_without(part_set::io, first);
+    return {std::size_t{first} << page_shift, std::size_t{end} << page_shift};
+  }
+  page_part found{valid, valid};
+  if (at >= valid) return found;
+  if (page_buffers(p) == nullptr) return {at, valid};
+  for_each_run(
+      p, at, valid, [](const buffer_head& b) { return b.test(bh_async_write); },
+      [&](std::size_t from, std::size_t to) {
+        if (found.from == valid) found = {from, std::min(to, valid)};
+      });
+  return found;
+}
+
+// How many 4 KiB of a page under write-back are written with every block that the bytes [from, to)
+// of the device touch in them.
+std::uint64_t address_space::covered_by_write(page& p, std::uint64_t from,
+                                              std::uint64_t to) const noexcept {
+  const page_part wanted = part_of(p, from, to);
+  if (p.is_large()) {
+    return page_parts(p).count(part_set::io, static_cast<unsigned>(wanted.from >> page_shift),
+                               static_cast<unsigned>((wanted.to - 1) >> page_shift) + 1);
+  }
+  const std::size_t valid = valid_bytes(p);
+  page_part x = next_to_write(p, 0);
+  while (x.to < std::min(wanted.to, valid)) x = next_to_write(p, x.to);
+  return x.from <= wanted.from ? 1 : 0;
 }
 
 // Starts the write-back of one pinned page if it is still dirty, and counts it. `from` and `to` are
@@ -142,50 +220,28 @@ task<> address_space::write_back_page(page& p, bio_batch& batch, std::uint64_t f
     unlock_page(p);
     batch.submit();
     if (outcome == start_outcome::discarding) {
-      co_await discard_over(p.index.load(std::memory_order_relaxed));  // relaxed: held by the pin
+      co_await discard_over(page_of(p.offset_bytes()), page_of(p.end_bytes()));
     } else if (buffer_head* const b = locked_buffer(p, 0, page_bytes); b != nullptr) {
       co_await wait_until_unlocked(*b);
     }
   }
   ++done.pages;
-  const std::uint64_t index = p.index.load(std::memory_order_relaxed);  // relaxed: locked by us
-  const std::size_t valid = valid_bytes(index);
-  struct part {
-    std::size_t from;
-    std::size_t to;
-  };
-  std::array<part, page_bytes / 512> parts{};
-  std::size_t count = 0;
-  if (page_buffers(p) == nullptr) {
-    parts[count++] = {0, valid};
-  } else {
-    for_each_run(
-        p, 0, valid, [](const buffer_head& b) { return b.test(bh_async_write); },
-        [&](std::size_t run_from, std::size_t run_to) {
-          parts[count++] = {run_from, std::min(run_to, valid)};
-        });
-  }
-  const std::uint64_t start = index << page_shift;
-  const part wanted{static_cast<std::size_t>(std::max(from, start) - start),
-                    static_cast<std::size_t>(std::min<std::uint64_t>(to - start, valid))};
-  if (std::any_of(parts.begin(), parts.begin() + static_cast<std::ptrdiff_t>(count),
-                  [&](const part& x) { return x.from <= wanted.from && x.to >= wanted.to; })) {
-    ++done.covered;
-  }
+  done.covered += covered_by_write(p, from, to);
   // Under write-back the data is stable without the lock.
   unlock_page(p);
-  for (std::size_t i = 0; i < count; ++i) {
-    const std::uint64_t at = start + parts[i].from;
-    while (!batch.try_append(at, p.data() + parts[i].from, parts[i].to - parts[i].from)) {
-      co_await batch.room();
-    }
+  const std::uint64_t start = p.offset_bytes();
+  for (page_part x = next_to_write(p, 0); x.from != x.to;) {
+    const std::size_t bytes = std::min(x.to - x.from, transfer_bytes_);
+    while (!batch.try_append(start + x.from, p.data() + x.from, bytes)) co_await batch.room();
+    x.from += bytes;
+    if (x.from == x.to) x = next_to_write(p, x.to);
   }
   co_return result<>{};
 }
 
 // Writes the pages of a range that are dirty, in block order, and waits for them. One sweep: what
 // is dirtied behind it is left for the next, so a busy writer cannot hold it up for ever. Error:
-// the first failure.
+// there was no memory to go on; that a write failed, is in the sweep.
 task<address_space::sweep> address_space::write_back(std::uint64_t offset, std::uint64_t length,
                                                      std::uint8_t flags) {
   // Somebody waits for what is to be durable when it ends.
@@ -212,7 +268,7 @@ task<address_space::sweep> address_space::write_back(std::uint64_t offset, std::
     }
   }
   co_await batch.drain();
-  if (batch.error() != 0) co_return fail(-batch.error());
+  done.error = batch.error();
   if (error) co_return fail(error);
   co_return done;
 }
@@ -221,6 +277,7 @@ task<address_space::sweep> address_space::write_back(std::uint64_t offset, std::
 // has no page now whose last write failed.
 task<bool> address_space::wait_for_writeback(std::uint64_t first, std::uint64_t end) {
   std::array<page_ref, 32> pages;
+  const std::uint64_t range_first = first;
   bool failed = false;
   while (first < end) {
     std::size_t n = 0;
@@ -230,15 +287,21 @@ task<bool> address_space::wait_for_writeback(std::uint64_t first, std::uint64_t 
       const scoped_lock hold(lock_);
       const std::uint64_t from = first;
       n = collect(first, end, page_tag::writeback, pages);
-      failed = failed || any_failed(from, first);
+      failed = failed || any_failed(from, std::min(first, end));
     }
     for (std::size_t i = 0; i < n; ++i) {
       page_ref p = std::move(pages[i]);
       for (;;) {
         // acquire: as page::test. One look at both bits, as above.
         const std::uint32_t flags = p->flags.load(std::memory_order_acquire);
-        if ((flags & page_writeback) == 0) {
-          failed = failed || (flags & page_error) != 0;
+        if ((flags & page_writeback) == 0 && (flags & page_error) != 0) {
+          // Which part of it? As long as lock_ is held no write-back begins.
+          const scoped_lock hold(lock_);
+          if (!p->test(page_writeback)) {
+            failed = failed || (owns(*p) && has_failed(*p, range_first, end));
+            break;
+          }
+        } else if ((flags & page_writeback) == 0) {
           break;
         }
         co_await wait_until_clear(*p, page_writeback);
@@ -265,6 +328,7 @@ task<> address_space::flush_now() {
   const result<sweep> wrote = co_await write_back(0, size_bytes_, 0);
   const result<bool> waited = co_await wait_for_writeback(0, page_of(size_bytes_ - 1) + 1);
   if (!wrote) co_return fail(wrote.error());
+  if (wrote->error != 0) co_return fail(-wrote->error);
   if (!waited) co_return fail(waited.error());
   // One that was in other hands during our sweep.
   if (!*waited) co_return fail(write_error());
@@ -314,11 +378,14 @@ task<> address_space::sync_range(std::uint64_t offset, std::uint64_t length) {
     const result<sweep> wrote = co_await write_back(offset, length, bio_fua);
     if (!wrote) co_return fail(wrote.error());
     // Every block of the range went out with FUA by our own hand: durable.
-    if (wrote->covered == end - first) co_return result<>{};
+    if (wrote->error == 0 && wrote->covered == end - first) co_return result<>{};
+    // What failed may be a part of a large page that the range has no share in.
+    if (wrote->error != 0 && max_page_order_ == 0) co_return fail(-wrote->error);
     // Somebody else wrote, or is writing, some of it.
     const result<bool> waited = co_await wait_for_writeback(first, end);
     if (!waited) co_return fail(waited.error());
     if (*waited) break;
+    if (wrote->error != 0) co_return fail(-wrote->error);
     // What failed in his hands is dirty again: our own attempt tells.
     if (again) co_return fail(write_error());
   }
@@ -349,7 +416,7 @@ task<> address_space::run_flusher() {
     last_pass_ns = now;
     const result<sweep> wrote = co_await write_back(0, size_bytes_, 0);
     // Nothing of ours to write, or it failed: no reason to spin until something changes.
-    if (wrote && wrote->pages != 0) continue;
+    if (wrote && wrote->error == 0 && wrote->pages != 0) continue;
     co_await flusher_wanted_.wait_unless(
         [this]() noexcept { return stopping_.load(std::memory_order_acquire); }, retry_pause_ns);
   }
