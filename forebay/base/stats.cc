@@ -29,6 +29,10 @@ bool detail::take_thread_slot() noexcept {
   return thread_slot < basic_thread_slots<>::count;
 }
 
+void prepare_thread_to_count() noexcept {
+  if (detail::thread_slot == detail::no_slot_yet) static_cast<void>(detail::take_thread_slot());
+}
+
 unsigned thread_number() noexcept {
   // relaxed: only the number itself matters.
   thread_local const unsigned number = next_thread_number.fetch_add(1, std::memory_order_relaxed);

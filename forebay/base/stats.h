@@ -24,6 +24,10 @@ namespace forebay {
 // counters.
 unsigned thread_number() noexcept;
 
+// Takes what the calling thread needs to count, once, from the heap: otherwise its first
+// counter::add() does, which may come when the heap is not to be touched.
+void prepare_thread_to_count() noexcept;
+
 // A statistic that slow paths count in one shared word: any thread. relaxed: it orders nothing.
 inline void add_to(std::atomic<std::uint64_t>& statistic, std::uint64_t n = 1) noexcept {
   statistic.fetch_add(n, std::memory_order_relaxed);  // relaxed: see above

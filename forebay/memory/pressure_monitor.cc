@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "forebay/base/stats.h"
 #include "forebay/os/clock.h"
 
 namespace forebay {
@@ -171,6 +172,7 @@ void pressure_monitor::run_once(std::uint64_t timeout_ns, const std::stop_token&
 void pressure_monitor::start() {
   thread_ = std::jthread([this](const std::stop_token& stop) {
     const std::stop_callback wake(stop, [this] { sources_.wake(); });
+    prepare_thread_to_count();
     while (!stop.stop_requested()) run_once(next_wait_ns(), stop);
   });
 }

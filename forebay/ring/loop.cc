@@ -4,6 +4,7 @@
 #include <new>
 
 #include "forebay/base/spin.h"
+#include "forebay/base/stats.h"
 
 namespace forebay {
 
@@ -118,6 +119,7 @@ void loop::ring_doorbell(std::uint64_t timeout_ns, unsigned completions) noexcep
 
 void loop::run() noexcept {
   const scope in(*this);
+  prepare_thread_to_count();
   listen_for_wakeups();
   // acquire: pairs with stop().
   while (!stopping_.load(std::memory_order_acquire)) {
