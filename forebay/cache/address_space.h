@@ -380,7 +380,9 @@ class address_space {
   page& page_at(const std::byte* data, std::uint64_t offset) noexcept {
     page& p = cache_.memory().frame_at(data);
     // A frame behind a large page's head says of nobody that it is his.
-    return owns(p) ? p : *index_.lookup(page_of(offset));
+    page* const head = owns(p) ? &p : index_.lookup(page_of(offset));
+    FOREBAY_ASSERT(head != nullptr);
+    return *head;
   }
 
   // Calls f(page, from, to) for each page that a read or write bio transfers a part of.

@@ -96,10 +96,11 @@ class page_parts {
 
   std::atomic<void*>& word(unsigned i) const noexcept { return (&head_)[1 + i].private_data; }
   std::uint64_t load(part_set set, unsigned w) const noexcept {
-    return std::bit_cast<std::uint64_t>(word(static_cast<unsigned>(set) * words_ + w).load(order));
+    return reinterpret_cast<std::uintptr_t>(
+        word(static_cast<unsigned>(set) * words_ + w).load(order));
   }
   void store(part_set set, unsigned w, std::uint64_t value) noexcept {
-    word(static_cast<unsigned>(set) * words_ + w).store(std::bit_cast<void*>(value), order);
+    word(static_cast<unsigned>(set) * words_ + w).store(reinterpret_cast<void*>(value), order);
   }
 
   // Calls f(word, mask) for each word that [first, end) touches.
