@@ -6,8 +6,6 @@
 //
 // Prints one JSON object: reads a second, bytes, CPU microseconds a read of this process (the
 // kernel's work for it included), and percentiles of the latency.
-#include <sys/resource.h>
-
 #include <fmt/core.h>
 
 #include <CLI/CLI.hpp>
@@ -19,6 +17,7 @@
 #include <string>
 #include <vector>
 
+#include "bench/process_cpu.h"
 #include "forebay/memory/arena.h"
 #include "forebay/os/clock.h"
 #include "forebay/os/file.h"
@@ -45,16 +44,6 @@ template <typename T>
 T must(result<T> r, const char* what) {
   if (!r) give_up(what, r.error());
   if constexpr (!std::is_void_v<T>) return std::move(*r);
-}
-
-// Microseconds of CPU this process has had.
-double cpu_us() {
-  rusage u{};
-  ::getrusage(RUSAGE_SELF, &u);
-  const auto us = [](const timeval& t) {
-    return 1e6 * static_cast<double>(t.tv_sec) + static_cast<double>(t.tv_usec);
-  };
-  return us(u.ru_utime) + us(u.ru_stime);
 }
 
 // Where the reads go: huge pages of an arena, or what malloc gives, in pages of 4 KiB.
@@ -118,12 +107,12 @@ class reader {
     for (reading& r : readings_) start(r);
     warm_up();
     const std::uint64_t begin = monotonic_clock::now_ns();
-    const double cpu = cpu_us();
+    const double cpu = own_cpu_us();
     const auto length_ns = static_cast<std::uint64_t>(options_.seconds * 1e9);
     std::uint64_t now = begin;
     while (now - begin < length_ns) now = turn();
     seconds_ = static_cast<double>(now - begin) * 1e-9;
-    cpu_us_ = cpu_us() - cpu;
+    cpu_us_ = own_cpu_us() - cpu;
     stopping_ = true;
     while (queue_.in_flight() != 0) turn();
   }

@@ -7,7 +7,6 @@
 // flushed, CPU microseconds a write, what a write took (median, 99.9 % and the longest), and what a
 // flush of one write takes on the device (median).
 #include <fcntl.h>
-#include <sys/resource.h>
 #include <unistd.h>
 
 #include <fmt/core.h>
@@ -22,6 +21,7 @@
 #include <thread>
 #include <vector>
 
+#include "bench/process_cpu.h"
 #include "forebay/block/file_device.h"
 #include "forebay/cache/address_space.h"
 #include "forebay/ring/loop.h"
@@ -44,16 +44,6 @@ struct options {
 
 std::error_code last_error() { return {errno, std::generic_category()}; }
 
-// CPU that this process has had; of the kernel's write-back, which has threads of its own, none.
-double cpu_us() {
-  rusage u{};
-  ::getrusage(RUSAGE_SELF, &u);
-  const auto us = [](const timeval& t) {
-    return 1e6 * static_cast<double>(t.tv_sec) + static_cast<double>(t.tv_usec);
-  };
-  return us(u.ru_utime) + us(u.ru_stime);
-}
-
 // What both ways are asked to do, and what it took.
 struct job {
   explicit job(const options& o, std::uint64_t bytes) : opts(o), pages(bytes / page_bytes) {
@@ -69,7 +59,8 @@ struct job {
   std::uint64_t begin_ns = 0;
   std::uint64_t written_ns = 0;  // the moments at which the last write returned,
   std::uint64_t durable_ns = 0;  // and the flush
-  double cpu_us = 0;
+  double cpu_us =
+      0;  // of this process: of the kernel's write-back, which has threads of its own, none
 
   nlohmann::json report() {
     std::vector<std::uint32_t> all;
@@ -155,7 +146,7 @@ void run_forebay(const options& o) {
   address_space space(**cache, **file, {.block_bytes = 4096});
   job j(o, space.size_bytes());
   forebay_way way(j, space);
-  const double before = cpu_us();
+  const double before = own_cpu_us();
   struct starter : completion {
     forebay_way* way;
     task_group group;
@@ -167,7 +158,7 @@ void run_forebay(const options& o) {
   };
   (*events)->post(start);
   (*events)->run();
-  j.cpu_us = cpu_us() - before;
+  j.cpu_us = own_cpu_us() - before;
   nlohmann::json out = j.report();
   const page_cache_statistics s = (*cache)->statistics();
   out["dirty_limit_mib"] = s.dirty_limit_pages * page_bytes >> 20;
@@ -204,7 +195,7 @@ void run_kernel(const options& o) {
   const int fd = ::open(o.image.c_str(), O_RDWR | O_CLOEXEC);
   if (fd < 0) give_up(o.image, last_error());
   job j(o, static_cast<std::uint64_t>(::lseek(fd, 0, SEEK_END)));
-  const double before = cpu_us();
+  const double before = own_cpu_us();
   const auto write = [&](std::mt19937_64& rng) {
     const auto at = static_cast<off_t>(j.place(rng));
     if (::pwrite(fd, j.data.data(), page_bytes, at) < 0) give_up("pwrite", last_error());
@@ -229,7 +220,7 @@ void run_kernel(const options& o) {
   j.written_ns = monotonic_clock::now_ns();
   flush();
   j.durable_ns = monotonic_clock::now_ns();
-  j.cpu_us = cpu_us() - before;
+  j.cpu_us = own_cpu_us() - before;
   std::mt19937_64 rng(7);
   for (int i = 0; i < flushes; ++i) {
     write(rng);

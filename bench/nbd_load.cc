@@ -4,7 +4,6 @@
 // --warm reads the whole range once, the measured load runs, --flush sends one flush. Reports text,
 // or one JSON object with --json.
 #include <poll.h>
-#include <sys/resource.h>
 
 #include <CLI/CLI.hpp>
 #include <cstdint>
@@ -58,15 +57,6 @@ struct measurement {
   std::optional<double> server_cpu_seconds;
 };
 
-double own_cpu_seconds() {
-  rusage usage{};
-  ::getrusage(RUSAGE_SELF, &usage);
-  const auto seconds = [](const timeval& t) {
-    return static_cast<double>(t.tv_sec) + 1e-6 * static_cast<double>(t.tv_usec);
-  };
-  return seconds(usage.ru_utime) + seconds(usage.ru_stime);
-}
-
 // The counted part of a phase: opens it after the ramp, closes it when the time is over or the work
 // is done.
 class window {
@@ -87,7 +77,7 @@ class window {
 
   void open() {
     if (cpu_) server_before_ = cpu_->read();
-    client_before_ = own_cpu_seconds();
+    client_before_ = 1e-6 * own_cpu_us();
     start_ns_ = monotonic_clock::now_ns();
     open_ = true;
   }
@@ -97,7 +87,7 @@ class window {
     if (closed_) return;
     closed_ = true;
     result_->seconds = 1e-9 * static_cast<double>(monotonic_clock::now_ns() - start_ns_);
-    result_->client_cpu_seconds = own_cpu_seconds() - client_before_;
+    result_->client_cpu_seconds = 1e-6 * own_cpu_us() - client_before_;
     if (!cpu_ || server_before_.empty()) return;
     const auto used = process_cpu::between(server_before_, cpu_->read());
     result_->server_cpu_seconds = 1e-9 * static_cast<double>(used);

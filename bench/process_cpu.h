@@ -1,10 +1,12 @@
-// The CPU time of a running process, its threads and its descendants, in nanoseconds.
+// The CPU time of this process, and of a running one, its threads and its descendants, the latter
+// in nanoseconds.
 //
 // Taken from the first field of /proc/PID/task/TID/schedstat, which the scheduler keeps in
 // nanoseconds; a thread that runs at the moment of reading is behind by at most one tick. A thread
 // that ends between two readings takes its time with it.
 #pragma once
 
+#include <sys/resource.h>
 #include <sys/types.h>
 
 #include <cstdint>
@@ -15,6 +17,16 @@
 #include <vector>
 
 namespace forebay::bench {
+
+// Microseconds of CPU that this process has had, the kernel's work for it included.
+inline double own_cpu_us() {
+  rusage u{};
+  ::getrusage(RUSAGE_SELF, &u);
+  const auto us = [](const timeval& t) {
+    return 1e6 * static_cast<double>(t.tv_sec) + static_cast<double>(t.tv_usec);
+  };
+  return us(u.ru_utime) + us(u.ru_stime);
+}
 
 class process_cpu {
  public:
