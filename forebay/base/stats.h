@@ -109,6 +109,10 @@ class counter {
   std::array<shard, shard_count> shards_{};
 };
 
+inline std::uint64_t value_of(const counter& c) noexcept {
+  return static_cast<std::uint64_t>(c.value());
+}
+
 class histogram {
  public:
   static constexpr unsigned sub_bits = 4;

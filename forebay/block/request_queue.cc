@@ -309,21 +309,20 @@ void request_queue::hand_back(bio& b, std::int32_t status) noexcept {
 }
 
 request_queue_statistics request_queue::statistics() const noexcept {
-  const auto count = [](const counter& c) { return static_cast<std::uint64_t>(c.value()); };
   request_queue_statistics s;
   for (unsigned c = 0; c < bio_class_count; ++c) {
     s.classes[c].waited = counters_.wait_ns[c].count();
     s.classes[c].waiting = admission_.waiting(c);
-    s.classes[c].refused = count(counters_.refused[c]);
+    s.classes[c].refused = value_of(counters_.refused[c]);
     s.classes[c].wait_p50_ns = counters_.wait_ns[c].percentile(0.5);
     s.classes[c].wait_p99_ns = counters_.wait_ns[c].percentile(0.99);
   }
-  s.requests = count(counters_.requests);
-  s.merged_back = count(counters_.merged_back);
-  s.merged_front = count(counters_.merged_front);
-  s.redone = count(counters_.redone);
-  s.splits = count(counters_.splits);
-  s.pieces = count(counters_.pieces);
+  s.requests = value_of(counters_.requests);
+  s.merged_back = value_of(counters_.merged_back);
+  s.merged_front = value_of(counters_.merged_front);
+  s.redone = value_of(counters_.redone);
+  s.splits = value_of(counters_.splits);
+  s.pieces = value_of(counters_.pieces);
   s.in_flight = admission_.taken();
   s.in_flight_max = in_flight_most_.load(std::memory_order_relaxed);  // relaxed: a statistic
   s.in_flight_limit = admission_.limit(0);

@@ -90,15 +90,14 @@ void request_memory::return_request_share(std::size_t bytes) noexcept {
 }
 
 request_memory_statistics request_memory::statistics() const noexcept {
-  const auto value = [](const counter& c) { return static_cast<std::uint64_t>(c.value()); };
   return {.capacity_bytes = std::uint64_t{arena_->page_count()} << page_shift,
           .free_bytes = std::uint64_t{arena_->free_pages()} << page_shift,
           // relaxed: levels.
           .request_bytes = promised_.load(std::memory_order_relaxed),
           .extra_bytes = extra_.load(std::memory_order_relaxed),  // relaxed: as above
-          .request_refusals = value(request_refusals_),
-          .extra_refusals = value(extra_refusals_),
-          .failures = value(failures_)};
+          .request_refusals = value_of(request_refusals_),
+          .extra_refusals = value_of(extra_refusals_),
+          .failures = value_of(failures_)};
 }
 
 }  // namespace forebay
