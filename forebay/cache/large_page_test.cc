@@ -228,6 +228,19 @@ TEST_F(large_pages, gives_way_to_buffers) {
   EXPECT_TRUE(on_device(0, device_bytes));
 }
 
+TEST_F(large_pages, go_when_a_device_is_invalidated) {
+  for (const unsigned order : {4u, 9u}) {
+    open(memory_, order);
+    ASSERT_TRUE(sync_wait(space_->prefetch(0, 2 * mib)));
+    expect_contents();  // and so it has been used
+    std::fill_n(memory_.contents().begin(), 2 * mib, std::byte(order));
+    std::fill_n(expected_.begin(), 2 * mib, std::byte(order));
+    ASSERT_TRUE(invalidate_bdev(*space_));
+    EXPECT_EQ(cache_->statistics().resident_pages, 0u);
+    expect_contents();
+  }
+}
+
 TEST(page_parts, agree_with_sets) {
   auto memory = arena::create({.bytes = 6 * mib, .huge_pages = false});
   ASSERT_TRUE(memory);

@@ -162,8 +162,8 @@ page_cache::vacated page_cache::vacate(page& p, page*& spare) noexcept {
   // Its spare is a block. What fills a chunk is not moved as a whole: the block would be another
   // chunk.
   page* block = nullptr;
-  const bool wanted = p.was_used() || p.test(page_dirty);
-  if (wanted && p.frames() < arena::chunk_frames) block = arena_->allocate(p.order);
+  const bool kept = spare != nullptr && (p.was_used() || p.test(page_dirty));
+  if (kept && p.frames() < arena::chunk_frames) block = arena_->allocate(p.order);
   vacated done = vacate_held(mine, block);
   if (block != nullptr) put_page(*block);
   // In pieces, then: this one now, and the others are frames of the chunk like this one.

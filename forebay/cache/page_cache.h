@@ -114,7 +114,8 @@ class page_cache {
   // Empties one frame: evicts its page if that is clean and was not used of late, and otherwise
   // moves it to `spare`, which may be null and of which the caller has the only reference. Takes
   // list_lock_. A page that is moved there takes `spare`. A large page has a block of free frames
-  // for its spare; where there is none it is split, and the other frames of it are pages then.
+  // for its spare, if there is one at all; where there is none it is split, and the other frames of
+  // it are pages then.
   vacated vacate(page& p, page*& spare) noexcept;
 
   // Makes a large page, of which the caller has the only reference besides the index's, pages of
