@@ -8,36 +8,32 @@
 #include <string>
 #include <thread>
 
-#include "forebay/base/sanitizer.h"
 #include "forebay/block/fault_device.h"
+#include "forebay/cache/block_api.h"
+#include "forebay/cache/test_allocations.h"
 #include "forebay/cache/test_space.h"
 
-namespace {
+namespace forebay {
 
-// Allocations that may fail (coroutine frames, bios) fail on this thread when this has counted down
-// to 0.
 thread_local std::int64_t allocations_left = INT64_MAX;
 thread_local std::uint64_t allocations_failed = 0;
 
-}  // namespace
+}  // namespace forebay
 
 // The thread sanitizer does not let its operator new be replaced.
 #if !FOREBAY_TSAN
 void* operator new(std::size_t bytes, const std::nothrow_t&) noexcept {
-  if (allocations_left == 0) {
-    ++allocations_failed;
+  if (forebay::allocations_left == 0) {
+    ++forebay::allocations_failed;
     return nullptr;
   }
-  if (allocations_left != INT64_MAX) --allocations_left;
+  if (forebay::allocations_left != INT64_MAX) --forebay::allocations_left;
   try {
     return ::operator new(bytes);
   } catch (const std::bad_alloc&) {
     return nullptr;
   }
 }
-constexpr bool can_refuse_memory = true;
-#else
-constexpr bool can_refuse_memory = false;
 #endif
 
 namespace forebay {
@@ -426,6 +422,29 @@ TEST(extents, what_is_written_back_during_the_question_is_data) {
       std::jthread([&] { ASSERT_TRUE(sync_wait(space.flush())); }).join();
     };
     EXPECT_EQ(text_of(*extents_of(space, 0, 64 * page_bytes, 10)), "4096d 258048h ");
+  }
+  expect_all_given_back(*cache);
+}
+
+// Between the question what the device has and the page that is put there.
+TEST(large_pages_of_holes, do_not_hide_what_has_been_written_meanwhile) {
+  memory_device memory(1u << 20);
+  sparse_device dev(memory);
+  const auto cache = make_cache();
+  {
+    address_space space(*cache, dev, {.max_page_order = 4});
+    dev.before_answer = [&] {
+      dev.before_answer = nullptr;
+      std::jthread([&] {
+        ASSERT_TRUE(sync_wait(space.write(2 * page_bytes, filled(page_bytes, 1))));
+        ASSERT_TRUE(sync_wait(space.flush()));
+        ASSERT_TRUE(invalidate_bdev(space));
+      }).join();
+    };
+    std::vector<std::byte> out(16 * page_bytes);
+    ASSERT_TRUE(sync_wait(space.read(0, out)));
+    EXPECT_EQ(cache->statistics().evictions, 1u);
+    EXPECT_TRUE(std::equal(out.begin(), out.end(), memory.contents().begin()));
   }
   expect_all_given_back(*cache);
 }

@@ -150,7 +150,9 @@ address_space::new_page address_space::add_large_missing(std::uint64_t index, st
     if (fresh.outcome == add_outcome::no_memory) m.max_order = order - 1;
     if (fresh.p == nullptr) continue;
     page& p = *fresh.p;
-    if (has == backing::data) {
+    // Asked again now that nobody else can put a page there: what was written, and had gone from
+    // the cache, between the first answer and this moment is data.
+    if (has == backing::data || backing_of(at, bytes, m.data_until) != backing::hole) {
       page_parts(p).add(part_set::io, 0, p.frames());
       m.made_large = true;
       fresh.to_read = {0, bytes};
