@@ -91,13 +91,10 @@ task<bh_ref> block_api::get(address_space& space, std::uint64_t block, std::uint
       }
     }
     if (p) {
-      const result<> given = co_await give_buffers(space, *p, size_bytes);
-      if (given) break;
-      if (given.error() == std::errc::not_enough_memory) {
-        outcome = address_space::add_outcome::no_memory;
-      } else if (given.error() != std::errc::no_such_file_or_directory) {
-        co_return fail(given.error());
-      }
+      const result<gift> given = co_await give_buffers(space, *p, size_bytes);
+      if (!given) co_return fail(given.error());
+      if (*given == gift::given) break;
+      if (*given == gift::no_memory) outcome = address_space::add_outcome::no_memory;
       p.reset();
     }
     if (outcome == address_space::add_outcome::discarding)
@@ -117,24 +114,26 @@ task<bh_ref> block_api::get(address_space& space, std::uint64_t block, std::uint
   co_return found;
 }
 
-// Makes a large page, which has no buffers, small ones. It may be in use, for the moment.
+// Makes a large page, which has no buffers, small ones. It may be in use, for the moment; or there
+// is no memory for the nodes of the index that it needs.
 task<> block_api::make_small(address_space& space, page_ref p) {
   co_await wait_until_clear(*p, page_locked | page_writeback);
-  if (!space.cache_.split(*p)) co_await sleep_for(attempt_pause_ns);
+  if (space.cache_.split(*p)) co_return result<>{};
+  const bool room = space.cache_.memory().free_pages() != 0;
+  if (room || !space.cache_.try_make_room()) co_await sleep_for(attempt_pause_ns);
   co_return result<>{};
 }
 
-// Sees to it that a page that the caller holds has buffers of this size. ENOENT if it has left the
-// index, ENOMEM without memory.
-task<> block_api::give_buffers(address_space& space, page& p, std::uint32_t size_bytes) {
+// Sees to it that a page that the caller holds has buffers of this size.
+task<block_api::gift> block_api::give_buffers(address_space& space, page& p,
+                                              std::uint32_t size_bytes) {
   for (unsigned attempts = 0; attempts < attempts_max;) {
     while (!try_lock_page(p)) co_await wait_until_clear(p, page_locked);
     const buffer_head* const b = page_buffers(p);
     if (!space.owns(p) || (b != nullptr && b->size_bytes == size_bytes)) {
       const bool here = space.owns(p);
       unlock_page(p);
-      if (!here) co_return fail(ENOENT);
-      co_return result<>{};
+      co_return here ? gift::given : gift::page_gone;
     }
     if (p.test(page_writeback)) {
       // What ends it goes by the buffers that there were when it began.
@@ -145,13 +144,11 @@ task<> block_api::give_buffers(address_space& space, page& p, std::uint32_t size
     if (b == nullptr) {
       const bool made = create_empty_buffers(p, space.cache_.buffers(), space.device_, size_bytes);
       unlock_page(p);
-      if (!made) co_return fail(ENOMEM);
-      co_return result<>{};
+      co_return made ? gift::given : gift::no_memory;
     }
-    const result<bool> replaced = replace_unused(space, p, size_bytes);
+    const std::optional<gift> replaced = replace_unused(space, p, size_bytes);
     unlock_page(p);
-    if (!replaced) co_return fail(replaced.error());
-    if (*replaced) co_return result<>{};
+    if (replaced) co_return *replaced;
     ++attempts;
     if (p.test(page_dirty)) {
       const auto wrote = co_await space.write_back(p.offset_bytes(), space.valid_bytes(p), 0);
@@ -165,13 +162,13 @@ task<> block_api::give_buffers(address_space& space, page& p, std::uint32_t size
   co_return fail(EBUSY);
 }
 
-// New buffers for a page that the caller has locked and holds; false if it is dirty or others hold
+// New buffers for a page that the caller has locked and holds; none if it is dirty or others hold
 // it as well.
-result<bool> block_api::replace_unused(address_space& space, page& p,
-                                       std::uint32_t size_bytes) noexcept {
+std::optional<block_api::gift> block_api::replace_unused(address_space& space, page& p,
+                                                         std::uint32_t size_bytes) noexcept {
   constexpr std::uint32_t holders = 2;  // we and the index
   const scoped_lock hold(space.lock_);
-  if (!p.refs.freeze(holders)) return false;
+  if (!p.refs.freeze(holders)) return std::nullopt;
   // Nobody has a buffer any more who could mark it dirty.
   bool made = false;
   const bool clean = !p.test(page_dirty | page_writeback);
@@ -180,8 +177,8 @@ result<bool> block_api::replace_unused(address_space& space, page& p,
     made = replace_buffers(p, space.cache_.buffers(), space.device_, size_bytes);
   }
   p.refs.set(holders);
-  if (clean && !made) return fail(ENOMEM);
-  return made;
+  if (!clean) return std::nullopt;
+  return made ? gift::given : gift::no_memory;
 }
 
 // Reads the one block.
@@ -355,16 +352,20 @@ std::size_t block_api::take(associated_buffers& all, std::span<bh_ref> out) noex
   return n;
 }
 
+// Puts one that is dirty on a list, if it is on none.
+void block_api::keep(associated_buffers& with, buffer_head& b) noexcept {
+  const scoped_lock hold(with.space_.lock_);
+  if (b.assoc_map != nullptr || !b.test(bh_dirty)) return;
+  with.buffers_.push_back(b);
+  b.assoc_map = &with;
+}
+
 task<> block_api::sync(associated_buffers& all) {
   address_space& space = all.space_;
+  associated_buffers left(space);  // what could not be written, or is dirty again
   std::array<bh_ref, 32> taken;
-  std::array<bh_ref, 32> failed;
   std::error_code error;
-  std::size_t failures = 0;
-  // Those that fail go back at the end; more of them than there is room for end the attempt.
-  while (failures < failed.size()) {
-    const std::size_t n = take(all, {taken.data(), failed.size() - failures});
-    if (n == 0) break;
+  while (const std::size_t n = take(all, taken)) {
     std::sort(
         taken.begin(), taken.begin() + static_cast<std::ptrdiff_t>(n),
         [](const bh_ref& a, const bh_ref& b) { return a->offset_bytes() < b->offset_bytes(); });
@@ -381,17 +382,17 @@ task<> block_api::sync(associated_buffers& all) {
     for (std::size_t i = 0; i < n; ++i) {
       // It may be in the hands of another sweep.
       while (taken[i]->test(bh_async_write)) co_await wait_until_unlocked(*taken[i]);
-      if (taken[i]->test(bh_write_error)) failed[failures++] = std::move(taken[i]);
+      if (taken[i]->test(bh_write_error) && !error) error = space.write_error();
+      keep(left, *taken[i]);
       taken[i].reset();
     }
   }
-  if (failures != 0) {
-    if (!error) error = space.write_error();
+  {
     const scoped_lock hold(space.lock_);
-    for (std::size_t i = failures; i-- > 0;) {
-      if (failed[i]->assoc_map != nullptr || !failed[i]->test(bh_dirty)) continue;
-      all.buffers_.push_front(*failed[i]);
-      failed[i]->assoc_map = &all;
+    while (!left.buffers_.empty()) {
+      buffer_head& b = *left.buffers_.pop_front();
+      all.buffers_.push_back(b);
+      b.assoc_map = &all;
     }
   }
   if (error) co_return fail(error);

@@ -148,9 +148,13 @@ class block_api {
   static task<bh_ref> get(address_space& space, std::uint64_t block, std::uint32_t size_bytes,
                           bool wanted_uptodate);
   static task<> make_small(address_space& space, page_ref p);
-  static task<> give_buffers(address_space& space, page& p, std::uint32_t size_bytes);
-  static result<bool> replace_unused(address_space& space, page& p,
-                                     std::uint32_t size_bytes) noexcept;
+  // What became of the wish that a page have buffers; without memory for them there may be some
+  // when pages have left the cache. (Without memory for a task there is an error: nothing of the
+  // cache's helps then.)
+  enum class gift { given, page_gone, no_memory };
+  static task<gift> give_buffers(address_space& space, page& p, std::uint32_t size_bytes);
+  static std::optional<gift> replace_unused(address_space& space, page& p,
+                                            std::uint32_t size_bytes) noexcept;
   static task<> read(address_space& space, buffer_head& b);
   static void start_change(buffer_head& b) noexcept;
   static task<> wait_and_lock(buffer_head& b, bool to_change);
@@ -159,7 +163,10 @@ class block_api {
   // Under the space's lock_.
   static void disassociate(page& p) noexcept;
   static void disassociate(buffer_head& b) noexcept;
+
+  // Take it.
   static std::size_t take(associated_buffers& all, std::span<bh_ref> out) noexcept;
+  static void keep(associated_buffers& with, buffer_head& b) noexcept;
 };
 
 // ---- Getting blocks ----
@@ -247,7 +254,7 @@ inline result<> sync_blockdev(address_space& space) noexcept {
 inline task<> sync_blockdev_async(address_space& space) { return space.flush(); }
 
 // Makes durable what is associated and dirty. Error: the first of those that could not be written;
-// they stay dirty and associated.
+// they stay dirty and associated, as does what is dirtied again meanwhile.
 inline result<> sync_mapping_buffers(associated_buffers& all) noexcept {
   return now_or_task<void>(block_api::sync(all)).wait();
 }

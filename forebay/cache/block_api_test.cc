@@ -11,6 +11,7 @@
 
 #include "forebay/base/sanitizer.h"
 #include "forebay/block/fault_device.h"
+#include "forebay/cache/test_allocations.h"
 #include "forebay/cache/test_space.h"
 #include "forebay/os/cpu.h"
 
@@ -552,6 +553,46 @@ TEST(block_api, threads_change_the_blocks_of_the_same_pages) {
     for (std::thread& t : all) t.join();
   }
   expect_all_given_back(*cache);
+}
+
+// Whichever allocation fails, and all after it.
+TEST(block_api, ends_without_memory) {
+  if (!can_refuse_memory) GTEST_SKIP() << "operator new cannot be replaced here";
+  fixture f;
+  std::uint64_t refused = 0;
+  for (std::int64_t n = 0; n < 6; ++n) {
+    allocations_left = n;
+    const auto b = bread(*f.space, static_cast<std::uint64_t>(n) * 4, 1024);
+    allocations_left = INT64_MAX;
+    if (b) continue;
+    ++refused;
+    EXPECT_EQ(b.error().value(), ENOMEM);
+  }
+  EXPECT_GT(refused, 1u);
+}
+
+TEST(block_api, what_could_not_be_written_for_want_of_memory_stays_associated) {
+  if (!can_refuse_memory) GTEST_SKIP() << "operator new cannot be replaced here";
+  unsigned refused = 0;
+  for (std::int64_t n = 0; n < 6; ++n) {
+    fixture f;
+    associated_buffers all(*f.space);
+    for (std::uint64_t i = 0; i < 3; ++i) {
+      result<bh_ref> b = getblk(*f.space, i * 4, 1024);
+      ASSERT_TRUE(b && lock_buffer(**b));
+      fill_and_mark(**b, 5);
+      mark_buffer_dirty_inode(**b, all);
+      unlock_buffer(**b);
+    }
+    allocations_left = n;
+    const result<> first = sync_mapping_buffers(all);
+    allocations_left = INT64_MAX;
+    if (!first) ++refused;
+    ASSERT_TRUE(sync_mapping_buffers(all));
+    EXPECT_TRUE(all.empty());
+    for (std::uint64_t i = 0; i < 3; ++i) EXPECT_TRUE(f.device_has(i * 4096, 1024, 5)) << n;
+  }
+  EXPECT_GT(refused, 3u);
 }
 
 }  // namespace

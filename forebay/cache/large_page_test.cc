@@ -241,6 +241,23 @@ TEST_F(large_pages, go_when_a_device_is_invalidated) {
   }
 }
 
+TEST(large_pages_of_a_full_cache, give_way_to_buffers) {
+  memory_device memory(32 * mib);
+  const auto cache = make_cache(8 * mib);
+  {
+    address_space space(*cache, memory, {.max_page_order = 9});
+    ASSERT_TRUE(sync_wait(space.prefetch(0, 2 * mib)));
+    std::vector<std::byte> out(page_bytes);
+    for (std::uint64_t at = 2 * mib; cache->statistics().free_pages != 0; at += page_bytes) {
+      ASSERT_TRUE(sync_wait(space.read(at, out)));
+    }
+    EXPECT_EQ(cache->statistics().evictions, 0u);
+    const auto b = bread(space, 20, 1024);
+    ASSERT_TRUE(b) << b.error().message();
+  }
+  expect_all_given_back(*cache);
+}
+
 TEST(page_parts, agree_with_sets) {
   auto memory = arena::create({.bytes = 6 * mib, .huge_pages = false});
   ASSERT_TRUE(memory);
