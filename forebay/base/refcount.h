@@ -160,11 +160,16 @@ class basic_refcount {
   // put() of a count that nobody takes a reference from without having one.
   [[nodiscard]] bool put_by_holders() noexcept { return put_by_last_holder() || put(); }
 
+  // Whether the caller, who has a reference, is alone.
   [[nodiscard]] bool only_holder() const noexcept {
     // acquire: 1 is the caller's own reference, so all the others have been put; pairs with their
-    // releases, since a count that only holders change is one chain of read-modify-writes.
+    // releases, since between two stores by an only holder, who has seen all that was before, the
+    // count is one chain of read-modify-writes.
     return count_.load(std::memory_order_acquire) == 1;
   }
+
+  // relaxed: nobody else looks before the caller has given him the second reference.
+  void set_to_two() noexcept { count_.store(2, std::memory_order_relaxed); }
 
   [[nodiscard]] bool put_by_last_holder() noexcept {
     if (!only_holder()) return false;
@@ -188,6 +193,9 @@ using refcount = basic_refcount<>;
 
 // A count that only its holders change: there is no get_unless_zero() and no freeze().
 //
+// Who sees a count of 1 is alone, for he holds that one: nobody else can change it under him. So
+// his last put(), and a get that looks first, are a load and a store.
+//
 // With those a put that sees 1 could not skip the locked instruction: between its load and its
 // store a lookup may raise the count to 2, the store would wipe that out, and the object be freed
 // under the reader. Without them a count of 1 can be raised only by the one who holds it, and that
@@ -205,10 +213,20 @@ class basic_holder_refcount : private basic_refcount<Atomics> {
   using base::base;
   using base::get;
   using base::max;
+  using base::only_holder;
   using base::put_not_last;
   using base::saturated;
   using base::set;
   using base::value;
+
+  // get() for who is probably alone, and then takes no locked instruction either.
+  void get_likely_alone() noexcept {
+    if (base::only_holder()) {
+      base::set_to_two();
+    } else {
+      base::get();
+    }
+  }
 
   // Gives a reference back. True exactly once, for the last holder, who then owns the object alone.
   [[nodiscard]] bool put() noexcept { return base::put_by_holders(); }

@@ -233,9 +233,11 @@ TEST(RefcountCost, OneLockedInstructionForEachGetAndPut) {
   EXPECT_EQ(locked_by([&] { EXPECT_FALSE(r.get_unless_zero()); }), 0u);
 }
 
-TEST(RefcountCost, TheLastPutOfAHolderCountTakesNone) {
+TEST(RefcountCost, WhoIsAloneTakesNone) {
   basic_holder_refcount<counting_atomics> r(1);
-  EXPECT_EQ(locked_by([&] { r.get(); }), 1u);
+  EXPECT_EQ(locked_by([&] { r.get_likely_alone(); }), 0u);
+  EXPECT_EQ(locked_by([&] { r.get_likely_alone(); }), 1u);
+  EXPECT_EQ(locked_by([&] { EXPECT_FALSE(r.put()); }), 1u);
   EXPECT_EQ(locked_by([&] { EXPECT_FALSE(r.put()); }), 1u);
   EXPECT_EQ(locked_by([&] { EXPECT_TRUE(r.put()); }), 0u);
   EXPECT_EQ(r.value(), 0u);

@@ -199,11 +199,32 @@ struct next_life {
   void finish() {}
 };
 
+// One holder shares, maybe when it is alone already, and what the other one did is seen by the
+// last.
+struct shared_by_who_may_be_alone {
+  static constexpr unsigned threads = 2;
+  holder_count refs{2};
+  number written{0};
+  std::array<bool, 2> last{};
+
+  void run(unsigned thread) {
+    if (thread == 0) {
+      written.set(1);
+    } else {
+      refs.get_likely_alone();
+      check(!refs.put());
+    }
+    last[thread] = refs.put();
+    if (last[thread]) check(written.get() == 1);
+  }
+  void finish() { check(last[0] != last[1], "one of them was the last"); }
+};
+
 TEST(explored_refcount, holder_refcount) {
   expect_explored_and_needed<last_holder_frees<holder_count, 2>, last_holder_frees<holder_count, 3>,
                              put_not_the_last<holder_count>, alone_or_not<true>,
-                             alone_or_not<false>, next_life, put_not_last_then_freed,
-                             lookups_of_a_frame>({"base/refcount.h"});
+                             alone_or_not<false>, next_life, shared_by_who_may_be_alone,
+                             put_not_last_then_freed, lookups_of_a_frame>({"base/refcount.h"});
 }
 
 // --- strong and weak references ---
