@@ -73,6 +73,8 @@ class buffer {
   std::uint32_t index() const noexcept { return index_; }
   // How many holders there are, for a holder; a moment's value if there are others.
   std::uint32_t holders() const noexcept { return refs_.value(); }
+  // Whether the caller, a holder, is the only one; then all that others have done is over.
+  bool has_one_holder() const noexcept { return refs_.only_holder(); }
 
   // The holders' own; 0 after allocation.
   std::uint32_t flags = 0;
@@ -94,7 +96,7 @@ class buffer {
 static_assert(sizeof(buffer) == 32);
 
 struct buffer_ref_traits {
-  static void get(buffer& b) noexcept { b.refs_.get(); }
+  static void get(buffer& b) noexcept { b.refs_.get_likely_alone(); }
   static void put(buffer& b) noexcept;
   static ref_tracker& tracker(buffer& b) noexcept;
 };
@@ -222,6 +224,27 @@ class buffer_pool final : public registered_memory {
       return free_with_care(b);
     cache_.push(b.index_);
     return {};
+  }
+
+  // The same for who keeps a record of his own for each buffer, as a packet pool does, and so needs
+  // no check against a second free: flags are left as they are, and so is the count, at 1. The
+  // buffer may be shared meanwhile, by adopt() and share(); the only holder frees it.
+  [[nodiscard, gnu::always_inline]] buffer* try_allocate_resting() noexcept {
+    const std::uint32_t item = take();
+    if (item == cpu_cache::none) [[unlikely]]
+      return nullptr;
+    buffer* const b = &headers_[item];
+    if (b->refs_.value() != 1) [[unlikely]]
+      b->refs_.set(1);
+    if (tracker_.enabled()) [[unlikely]]
+      record_owner(*b);
+    return b;
+  }
+  [[gnu::always_inline]] void free_resting(buffer& b) noexcept {
+    FOREBAY_DCHECK(b.pool_ == this && b.has_one_holder());
+    if (has_owners()) [[unlikely]]
+      end_raw(b);
+    recycle(b);
   }
 
   // A handle for a buffer whose only holder is the caller, who is that no more. (What
