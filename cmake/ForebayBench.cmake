@@ -123,3 +123,17 @@ set_target_properties(forebay_bench_cache PROPERTIES
   OUTPUT_NAME cache_forebay
   RUNTIME_OUTPUT_DIRECTORY "${PROJECT_BINARY_DIR}/bench")
 add_dependencies(bench_programs forebay_bench_cache)
+
+# bench/packets: one program for both, as above.
+add_executable(forebay_bench_packets EXCLUDE_FROM_ALL bench/packets/buffers.cc)
+target_link_libraries(forebay_bench_packets PRIVATE forebay)
+target_compile_options(forebay_bench_packets PRIVATE -fno-plt)
+if(libdpdk_FOUND AND FOREBAY_BENCH_mempool_ring)
+  target_compile_definitions(forebay_bench_packets PRIVATE FOREBAY_BENCH_DPDK)
+  target_link_libraries(forebay_bench_packets PRIVATE
+    PkgConfig::libdpdk -Wl,--no-as-needed ${FOREBAY_BENCH_mempool_ring} -Wl,--as-needed)
+endif()
+set_target_properties(forebay_bench_packets PROPERTIES
+  OUTPUT_NAME packets_forebay
+  RUNTIME_OUTPUT_DIRECTORY "${PROJECT_BINARY_DIR}/bench")
+add_dependencies(bench_programs forebay_bench_packets)
