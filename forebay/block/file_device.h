@@ -32,6 +32,10 @@ class file_device final : public device {
 
   const file_geometry& geometry() const noexcept { return file_.geometry(); }
 
+  // Gives the file, if it is a regular one, this size. For one that was opened to grow, when
+  // nothing is under way. Errors: errno of ftruncate(2).
+  result<> set_size(std::uint64_t bytes) { return file_.set_size(bytes); }
+
  private:
   explicit file_device(block_file file, bool read_only);
 

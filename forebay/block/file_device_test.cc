@@ -311,6 +311,35 @@ TEST(file_device, opens_only_what_can_be_a_device) {
   EXPECT_EQ(first->registrable_fd() >= 0, true);
 }
 
+TEST(file_device, a_file_may_be_made_and_grow_by_writes) {
+  constexpr std::uint64_t limit = std::uint64_t{8} << 40;
+  const scratch dir("/var/tmp");
+  const std::string path = (dir.path / "new").string();
+  EXPECT_EQ(file_device::open(path, {.grow_to_bytes = limit}).error().value(), ENOENT);
+  const auto d = file_device::open(path, {.create = true, .grow_to_bytes = limit});
+  ASSERT_TRUE(d) << d.error().message();
+  EXPECT_EQ((*d)->limits().size_bytes, limit);
+  const auto before = (*d)->extent_at(4096);
+  ASSERT_TRUE(before);
+  EXPECT_TRUE(before->hole);
+  EXPECT_EQ(before->end_bytes, limit);
+  EXPECT_EQ(fs::file_size(path), 0u);
+  aligned_memory memory(4096);
+  bio b(bio_op::write, 8192);
+  b.add(memory.data, 4096);
+  struct writer {
+    static task<> go(device& dev, bio& what) {
+      const std::int32_t status = co_await submit_and_wait(dev, what);
+      co_return status == 0 ? result<>{} : fail(-status);
+    }
+  };
+  ASSERT_TRUE(sync_wait(writer::go(**d, b)));
+  EXPECT_EQ(fs::file_size(path), 12288u);
+  EXPECT_EQ((*d)->extent_at(8192)->hole, false);
+  ASSERT_TRUE((*d)->set_size(9000));
+  EXPECT_EQ(fs::file_size(path), 9000u);
+}
+
 // A tmpfs of its own, a few pages large.
 struct small_tmpfs {
   explicit small_tmpfs(const fs::path& at) : path(at) {

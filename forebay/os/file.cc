@@ -42,15 +42,15 @@ dio_alignment query_dio_alignment(int fd) {
 }
 
 result<unique_fd> open_fd(const std::string& path, block_file::options opts, bool& direct) {
-  const int access = (opts.read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC;
+  const int access = (opts.read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC | (opts.create ? O_CREAT : 0);
   direct = opts.direct;
   if (direct) {
-    unique_fd fd(::open(path.c_str(), access | O_DIRECT));
+    unique_fd fd(::open(path.c_str(), access | O_DIRECT, 0666));
     if (fd) return fd;
     if (errno != EINVAL && errno != EOPNOTSUPP) return fail_errno();
     direct = false;
   }
-  unique_fd fd(::open(path.c_str(), access));
+  unique_fd fd(::open(path.c_str(), access, 0666));
   if (!fd) return fail_errno();
   return fd;
 }
@@ -130,11 +130,13 @@ result<block_file> block_file::open(const std::string& path, options opts) {
   // Looked at before it is opened, since opening a FIFO would wait; and after, for it may be
   // another file by then.
   struct stat st{};
-  if (::stat(path.c_str(), &st) != 0) return fail_errno();
-  if (auto r = check_kind(st); !r) return fail(r.error());
-
-  // Nobody may write to it, which a privileged process would only find out by having done so.
-  if (!opts.read_only && S_ISREG(st.st_mode) && (st.st_mode & 0222) == 0) return fail(EACCES);
+  const bool there = ::stat(path.c_str(), &st) == 0;
+  if (!there && (errno != ENOENT || !opts.create)) return fail_errno();
+  if (there) {
+    if (auto r = check_kind(st); !r) return fail(r.error());
+    // Nobody may write to it, which a privileged process would only find out by having done so.
+    if (!opts.read_only && S_ISREG(st.st_mode) && (st.st_mode & 0222) == 0) return fail(EACCES);
+  }
 
   file_geometry g;
   auto fd = open_fd(path, opts, g.direct);
@@ -151,6 +153,10 @@ result<block_file> block_file::open(const std::string& path, options opts) {
     g.is_sparse = static_cast<std::uint64_t>(st.st_blocks) * 512 < g.size_bytes;
     g.physical_block_bytes =
         static_cast<std::uint32_t>(std::clamp<blksize_t>(st.st_blksize, 512, 65536));
+    if (opts.grow_to_bytes > g.size_bytes) {
+      g.size_bytes = opts.grow_to_bytes;
+      g.is_sparse = true;
+    }
   }
   if (g.direct) {
     const dio_alignment a = query_dio_alignment(fd->get());
@@ -187,6 +193,11 @@ result<> block_file::zero(std::uint64_t offset_bytes, std::uint64_t length_bytes
     if (errno == EINTR) continue;
     return fail(errno == EOPNOTSUPP || errno == ENOSYS || errno == ENODEV ? ENOTSUP : errno);
   }
+  return {};
+}
+
+result<> block_file::set_size(std::uint64_t bytes) const {
+  if (::ftruncate(fd(), static_cast<off_t>(bytes)) != 0) return fail_errno();
   return {};
 }
 

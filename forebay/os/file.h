@@ -43,6 +43,10 @@ class block_file {
   struct options {
     bool read_only = false;
     bool direct = true;
+    bool create = false;  // an empty regular file if there is none
+    // A regular file that is shorter counts as so large, a multiple of 4096: writes make it longer,
+    // and what is beyond its end is a hole. 0: it is as large as it is.
+    std::uint64_t grow_to_bytes = 0;
   };
 
   // Opens a regular file or block device, takes an exclusive lock on it (shared if read-only;
@@ -69,6 +73,9 @@ class block_file {
 
   // Makes the range read as zeros without writing it. ENOTSUP if the file system cannot.
   result<> zero(std::uint64_t offset_bytes, std::uint64_t length_bytes, zero_mode mode) const;
+
+  // Gives a regular file this size; what was behind is gone. Errors: errno of ftruncate(2).
+  result<> set_size(std::uint64_t bytes) const;
 
   // The extent that holds `offset_bytes` (SEEK_DATA, SEEK_HOLE); all data where the file system
   // cannot tell.
