@@ -19,6 +19,7 @@ address_space::address_space(page_cache& cache, device& dev, options opts)
       size_bytes_(dev.limits().size_bytes),
       block_bytes_(opts.block_bytes),
       max_page_order_(opts.max_page_order),
+      buffers_(opts.buffers),
       transfer_bytes_(std::max(
           page_bytes, round_down(std::size_t{dev.limits().max_transfer_bytes}, page_bytes))),
       may_have_holes_(dev.limits().may_have_holes),
@@ -29,6 +30,7 @@ address_space::address_space(page_cache& cache, device& dev, options opts)
   FOREBAY_ASSERT(std::has_single_bit(block_bytes_) && block_bytes_ >= 512 &&
                  block_bytes_ <= page_bytes && block_bytes_ >= dev.limits().logical_block_bytes);
   FOREBAY_ASSERT(max_page_order_ <= buddy::chunk_order);
+  FOREBAY_ASSERT(max_page_order_ == 0 || buffers_ == options::buffer_use::as_needed);
 }
 
 address_space::~address_space() {
@@ -71,9 +73,9 @@ bool address_space::count_use(std::uint64_t index, const page_index::sight& s) n
 
 bool address_space::being_discarded(std::uint64_t first, std::uint64_t end) const noexcept {
   // The list is as long as there are discards under way, which is nearly always nought.
-  auto& list = const_cast<intrusive_list<punch, &punch::link>&>(punches_);
+  auto& list = const_cast<intrusive_list<punch_range, &punch_range::link>&>(punches_);
   return std::any_of(list.begin(), list.end(),
-                     [first, end](const punch& p) { return p.first < end && first < p.end; });
+                     [first, end](const punch_range& p) { return p.first < end && first < p.end; });
 }
 
 // Puts a frame, of which the caller has the only reference, into the index: locked, not uptodate,
@@ -254,6 +256,23 @@ void address_space::mark_parts_dirty(page& p, unsigned first, unsigned end) noex
   pace_dirtied(fresh);
   if ((p.set(page_dirty) & page_dirty) != 0) return;
   index_.set_tag(p.index.load(std::memory_order_relaxed), page_tag::dirty);  // relaxed: held
+}
+
+std::uint64_t address_space::unwritten_until(std::uint64_t offset, std::uint64_t most) noexcept {
+  const scoped_lock hold(lock_);
+  std::uint64_t at = page_of(offset);
+  const std::uint64_t end = page_of(most - 1) + 1;
+  for (bool found = true; found && at < end;) {
+    found = false;
+    for (const page_tag tag : {page_tag::dirty, page_tag::writeback}) {
+      const auto next = index_.next_tagged(at, at + 1, tag);
+      if (!next) continue;
+      at = next->end();
+      found = true;
+      break;
+    }
+  }
+  return std::clamp(at << page_shift, offset, most);
 }
 
 // Where in [offset, end) the first 4 KiB begin that are dirty or under write-back: at `offset` if

@@ -61,6 +61,10 @@ class address_space {
     // log2 of the frames in the largest pages: 4 allows 64 KiB, 9 allows 2 MiB as well. A pin keeps
     // its whole page in the cache, so the largest should be a small part of it.
     unsigned max_page_order = 0;
+    // When pages get buffer heads: while their blocks differ; or as well whenever a part of a page
+    // is written, so that what is dirty is known by blocks; or all of them, unmapped (mapped
+    // objects, mapped_object.h, want the last two).
+    enum class buffer_use { as_needed, for_parts, always } buffers = buffer_use::as_needed;
   };
 
   // A part of the device with the same answer to "does it hold data?".
@@ -173,8 +177,9 @@ class address_space {
 
   // Writes all of it into the cache. Errors: of a read that a partial block needs; of write-back,
   // when the dirty limit is reached with pages that cannot be written. The bytes before the failure
-  // are written.
-  task<> write(std::uint64_t offset, std::span<const std::byte> data);
+  // are written; `written` says how many, if it is given.
+  task<> write(std::uint64_t offset, std::span<const std::byte> data,
+               std::size_t* written = nullptr);
 
   // Makes a range read as zeros: whole pages by the device if it has a quick way (deallocating
   // unless keep_allocated), the rest through the cache. ENOTSUP, if only_fast and the device has
@@ -255,7 +260,7 @@ class address_space {
   };
 
   // A range that a discard works on, in pages; in its coroutine's frame.
-  struct punch {
+  struct punch_range {
     std::uint64_t first;
     std::uint64_t end;
     list_node link;
@@ -270,6 +275,9 @@ class address_space {
   // What the block API and the ends of a buffer's I/O do here.
   friend class block_api;
   friend class associated_buffers;
+  // What maps the blocks of a space to those of another device.
+  friend class object_device;
+  friend class mapped_object;
   friend void end_buffer_read_sync(buffer_head& b, std::int32_t status) noexcept;
   friend void end_buffer_async_read(buffer_head& b, std::int32_t status) noexcept;
   friend void end_buffer_async_write(buffer_head& b, std::int32_t status) noexcept;
@@ -332,8 +340,17 @@ class address_space {
     index_.end_change(p.index.load(std::memory_order_relaxed));  // relaxed: locked
   }
   bool owns(const page& p) const noexcept { return p.is_owned_by(this); }
+  // Of a locked page; false without memory.
+  bool add_buffers(page& p) noexcept {
+    return create_empty_buffers(p, cache_.buffers(), device_, block_bytes_,
+                                buffers_ != options::buffer_use::always);
+  }
   add_outcome add_page(std::uint64_t index, page& p) noexcept FOREBAY_EXCLUDES(lock_);
   void remove_page(page& p) noexcept FOREBAY_EXCLUDES(lock_);
+  // Up to where, and at most to `most`, all pages from the one at `offset` on are dirty, or under
+  // write-back; a hint.
+  std::uint64_t unwritten_until(std::uint64_t offset, std::uint64_t most) noexcept
+      FOREBAY_EXCLUDES(lock_);
   std::uint64_t next_unwritten(std::uint64_t offset, std::uint64_t end) noexcept
       FOREBAY_EXCLUDES(lock_);
   void set_dirty(page& p) noexcept FOREBAY_REQUIRES(lock_);
@@ -423,6 +440,10 @@ class address_space {
                             bool paced) noexcept;
   step may_dirty_more(bool paced) const noexcept;
   static bool is_dirty(page& p, std::size_t from, std::size_t to) noexcept;
+  bool wants_buffers(bool whole) const noexcept {
+    return buffers_ == options::buffer_use::always ||
+           (buffers_ == options::buffer_use::for_parts && !whole);
+  }
   step write_locked(page& p, std::size_t from, std::span<const std::byte> data) noexcept;
   task<> wait_for(step s, std::uint64_t offset, std::size_t bytes, page_ref& p);
   task<> write_zero_pages(std::uint64_t offset, std::uint64_t length);
@@ -454,11 +475,24 @@ class address_space {
   std::error_code write_error() const noexcept;
 
   // discard.cc
-  task<> punch_pages(std::uint64_t first, std::uint64_t end, bio_op op, std::uint8_t flags);
+  // Of whole blocks, in bytes. Large pages are cut at 4 KiB only.
+  task<> punch(std::uint64_t from, std::uint64_t end, bio_op op, std::uint8_t flags);
+  task<> punch_alone(std::uint64_t from, std::uint64_t end, bio_op op, std::uint8_t flags);
+  task<> give_edge_buffers(std::uint64_t offset);
+  void clear_buffers_dirty(page& p, std::size_t from, std::size_t to) noexcept
+      FOREBAY_EXCLUDES(lock_);
+  // The blocks of a range of the device are somebody else's now, who writes to them past this
+  // space: what is dirty of them here is not to be written, and is not under way when this returns.
+  // (Linux: clean_bdev_aliases.)
+  task<> clean_aliases(std::uint64_t offset, std::uint64_t length);
+  task<> make_partly_clean(page& p, std::uint64_t from, std::uint64_t end);
+  // The page that has the 4 KiB with this number, a small one with buffers; made if there is none.
+  task<page_ref> page_with_buffers(std::uint64_t index);
   page_ref next_page(std::uint64_t& at, std::uint64_t end) noexcept FOREBAY_EXCLUDES(lock_);
-  void drop_page(page& p, std::uint64_t first, std::uint64_t end) noexcept FOREBAY_EXCLUDES(lock_);
-  void zero_in_place(page& p) noexcept;
+  void drop_page(page& p, std::uint64_t from, std::uint64_t end) noexcept FOREBAY_EXCLUDES(lock_);
+  void zero_in_place(page& p, std::size_t from, std::size_t to) noexcept FOREBAY_EXCLUDES(lock_);
   void zero_parts(page& p, unsigned first, unsigned end) noexcept;
+  void remove_parts_dirty(page& p, unsigned first, unsigned end) noexcept FOREBAY_EXCLUDES(lock_);
 
   page_cache& cache_;
   device& device_;
@@ -467,12 +501,14 @@ class address_space {
   const std::uint64_t size_bytes_;
   const std::uint32_t block_bytes_;
   const unsigned max_page_order_;
+  const options::buffer_use buffers_;
   const std::size_t transfer_bytes_;  // the largest bio of the device, in whole pages
   std::atomic<bool> may_have_holes_;
+  std::atomic<std::uint64_t> ahead_end_{UINT64_MAX};  // nothing is read ahead from here on
 
   mutable mutex lock_;
   page_index index_;  // written under lock_, and under pages' locks; its looks are free
-  intrusive_list<punch, &punch::link> punches_ FOREBAY_GUARDED_BY(lock_);
+  intrusive_list<punch_range, &punch_range::link> punches_ FOREBAY_GUARDED_BY(lock_);
   wait_queue punch_done_;
 
   // Flushes that wait while one runs share the next.

@@ -184,7 +184,7 @@ std::optional<block_api::gift> block_api::replace_unused(address_space& space, p
 // Reads the one block.
 task<> block_api::read(address_space& space, buffer_head& b) {
   if (b.test(bh_uptodate)) co_return result<>{};
-  const result<> locked = co_await wait_and_lock(b, false);
+  const result<> locked = co_await wait_and_lock(b, lock_use::io);
   if (!locked) co_return fail(locked.error());
   if (b.test(bh_uptodate)) {
     unlock_buffer(b);
@@ -240,10 +240,15 @@ bool block_api::try_lock(buffer_head& b) noexcept {
 
 now_or_task<void> block_api::lock(buffer_head& b) noexcept {
   if (try_lock(b)) return now_or_task<void>(result<>{});
-  return now_or_task<void>(wait_and_lock(b, true));
+  return now_or_task<void>(wait_and_lock(b, lock_use::change));
 }
 
-task<> block_api::wait_and_lock(buffer_head& b, bool to_change) {
+now_or_task<void> block_api::lock_unlimited(buffer_head& b) noexcept {
+  if (try_lock(b)) return now_or_task<void>(result<>{});
+  return now_or_task<void>(wait_and_lock(b, lock_use::change_unlimited));
+}
+
+task<> block_api::wait_and_lock(buffer_head& b, lock_use use) {
   page& p = *b.frame;
   address_space& space = address_space::space_of(b);
   for (bool paced = false;;) {
@@ -254,7 +259,7 @@ task<> block_api::wait_and_lock(buffer_head& b, bool to_change) {
       continue;
     }
     auto limit = address_space::step::done;
-    if (to_change && !p.test(page_dirty)) {
+    if (use == lock_use::change && !p.test(page_dirty)) {
       if (!paced && space.pause_ns() != 0) limit = address_space::step::paced;
       if (space.cache_.over_dirty_limit()) limit = address_space::step::over_limit;
       if (space.over_error_limit()) limit = address_space::step::failing;
@@ -266,10 +271,10 @@ task<> block_api::wait_and_lock(buffer_head& b, bool to_change) {
     const result<> r = co_await space.wait_for(limit, 0, 0, none);
     if (!r) co_return fail(r.error());
   }
-  if (to_change) {
-    start_change(b);
-  } else {
+  if (use == lock_use::io) {
     b.set(bh_lock);
+  } else {
+    start_change(b);
   }
   unlock_page(p);
   co_return result<>{};
@@ -414,19 +419,8 @@ task<> block_api::forget(bh_ref b) {
     unlock_page(p);
     co_await wait_until_unlocked(*b);
   }
-  {
-    const scoped_lock hold(space.lock_);
-    b->clear(bh_dirty | bh_write_error);
-    disassociate(*b);
-    bool dirty = false;
-    for_each_buffer(p, 0, page_bytes,
-                    [&](const buffer_head& other) { dirty = dirty || other.test(bh_dirty); });
-    if (!dirty && p.test(page_dirty)) {
-      const std::uint64_t index = p.index.load(std::memory_order_relaxed);  // relaxed: locked by us
-      space.index_.clear_tag(index, page_tag::dirty);
-      space.clear_dirty(p);
-    }
-  }
+  const auto at = static_cast<std::size_t>(b->data - p.data());
+  space.clear_buffers_dirty(p, at, at + b->size_bytes);
   unlock_page(p);
   space.cache_.progress().wake_all();
   co_return result<>{};

@@ -126,6 +126,7 @@ class block_api {
                            std::uint64_t count);
   static bool try_lock(buffer_head& b) noexcept;
   static now_or_task<void> lock(buffer_head& b) noexcept;
+  static now_or_task<void> lock_unlimited(buffer_head& b) noexcept;
   static now_or_task<void> wait_unlocked(buffer_head& b) noexcept;
   static void set_uptodate(buffer_head& b) noexcept;
   static void mark_dirty(buffer_head& b) noexcept;
@@ -157,7 +158,10 @@ class block_api {
                                             std::uint32_t size_bytes) noexcept;
   static task<> read(address_space& space, buffer_head& b);
   static void start_change(buffer_head& b) noexcept;
-  static task<> wait_and_lock(buffer_head& b, bool to_change);
+  // What a buffer is locked for: its own I/O; a change, which waits for the dirty limits; a change
+  // that does not.
+  enum class lock_use { io, change, change_unlimited };
+  static task<> wait_and_lock(buffer_head& b, lock_use use);
   static task<> wait_until_clear_of_lock(buffer_head& b);
 
   // Under the space's lock_.
@@ -219,6 +223,15 @@ inline void brelse(bh_ref& b) noexcept { b.reset(); }
 // cache has too many dirty pages. Errors: as address_space::write().
 inline result<> lock_buffer(buffer_head& b) noexcept { return block_api::lock(b).wait(); }
 inline auto lock_buffer_async(buffer_head& b) noexcept { return block_api::lock(b); }
+// The same, but it waits for no limit of dirty pages and is not refused for those that could not be
+// written: for what write-back itself has to change so that it can go on, such as a mapping's
+// metadata (mapping.h).
+inline result<> lock_buffer_unlimited(buffer_head& b) noexcept {
+  return block_api::lock_unlimited(b).wait();
+}
+inline auto lock_buffer_unlimited_async(buffer_head& b) noexcept {
+  return block_api::lock_unlimited(b);
+}
 // False if it would have to wait.
 inline bool trylock_buffer(buffer_head& b) noexcept { return block_api::try_lock(b); }
 

@@ -9,11 +9,8 @@ buffer_head* page_buffers(const page& p) noexcept {
   return static_cast<buffer_head*>(p.private_data.load(std::memory_order_acquire));
 }
 
-namespace {
-
-// A circle of clean buffers for a page, which nobody sees yet; null without memory.
-buffer_head* make_buffers(page& p, buffer_cache& heads, device& dev,
-                          std::uint32_t block_bytes) noexcept {
+buffer_head* alloc_page_buffers(page& p, buffer_cache& heads, device& dev,
+                                std::uint32_t block_bytes) noexcept {
   const std::uint64_t blocks = page_bytes / block_bytes;
   // relaxed: the caller's reference keeps the index as it is.
   const std::uint64_t first_block = p.index.load(std::memory_order_relaxed) * blocks;
@@ -25,7 +22,6 @@ buffer_head* make_buffers(page& p, buffer_cache& heads, device& dev,
       while (first != nullptr) heads.destroy(std::exchange(first, first->this_page));
       return nullptr;
     }
-    b->state.store(bh_mapped, std::memory_order_relaxed);  // relaxed: nobody sees it yet
     b->size_bytes = block_bytes;
     b->frame = &p;
     b->block_number = first_block + i;
@@ -39,6 +35,8 @@ buffer_head* make_buffers(page& p, buffer_cache& heads, device& dev,
   return first;
 }
 
+namespace {
+
 void free_circle(buffer_head* first, buffer_cache& heads) noexcept {
   buffer_head* b = first;
   do {
@@ -51,17 +49,18 @@ void free_circle(buffer_head* first, buffer_cache& heads) noexcept {
 
 }  // namespace
 
-bool create_empty_buffers(page& p, buffer_cache& heads, device& dev,
-                          std::uint32_t block_bytes) noexcept {
+bool create_empty_buffers(page& p, buffer_cache& heads, device& dev, std::uint32_t block_bytes,
+                          bool mapped) noexcept {
   if (page_buffers(p) != nullptr) return true;
-  buffer_head* const first = make_buffers(p, heads, dev, block_bytes);
+  buffer_head* const first = alloc_page_buffers(p, heads, dev, block_bytes);
   if (first == nullptr) return false;
   std::uint32_t state = 0;
+  if (mapped) state |= bh_mapped;
   if (p.test(page_uptodate)) state |= bh_uptodate;
   if (p.test(page_dirty)) state |= bh_dirty;
   buffer_head* b = first;
   do {
-    b->state.store(bh_mapped | state, std::memory_order_relaxed);  // relaxed: published below
+    b->state.store(state, std::memory_order_relaxed);  // relaxed: published below
     b = b->this_page;
   } while (b != first);
   p.private_data.store(first, std::memory_order_release);  // release: pairs with page_buffers
@@ -79,10 +78,11 @@ void drop_buffers(page& p, buffer_cache& heads) noexcept {
 bool replace_buffers(page& p, buffer_cache& heads, device& dev,
                      std::uint32_t block_bytes) noexcept {
   buffer_head* const before = page_buffers(p);
-  buffer_head* const first = make_buffers(p, heads, dev, block_bytes);
+  buffer_head* const first = alloc_page_buffers(p, heads, dev, block_bytes);
   if (first == nullptr) return false;
   buffer_head* b = first;
   do {
+    b->set(bh_mapped);
     const auto at = static_cast<std::size_t>(b->data - p.data());
     if (is_uptodate(p, at, at + block_bytes)) b->set(bh_uptodate);
     b = b->this_page;

@@ -53,9 +53,11 @@ enum bh_state : std::uint32_t {
   bh_dirty = 1u << 1,     // newer than the device: mark_buffer_dirty(), writes of the page
   bh_lock = 1u << 2,      // owned by an operation: lock_buffer(), or I/O on it
   bh_req = 1u << 3,       // has been submitted for I/O, ever: set with every I/O
-  bh_mapped = 1u << 4,    // block_number is a place on the device: create_empty_buffers()
-  // The block was just allocated, nothing of it on the device is of use: set by who maps blocks (a
-  // get_block of the user); its I/O clears it.
+  // block_number is a place on the device: create_empty_buffers(), or who maps blocks (a get_block
+  // of the user, mapping.h).
+  bh_mapped = 1u << 4,
+  // The block was just allocated, nothing of it on the device is of use: set by who maps blocks;
+  // its write-back clears it.
   bh_new = 1u << 5,
   bh_async_read = 1u << 6,      // under read, as part of a page: misses (fill.cc)
   bh_async_write = 1u << 7,     // under write-back, as part of a page (writeback.cc)
@@ -63,6 +65,7 @@ enum bh_state : std::uint32_t {
   bh_boundary = 1u << 9,        // the next block is not adjacent to this one: the same
   bh_write_error = 1u << 10,    // the last write failed; it is dirty again
   bh_waiters = 1u << 11,        // somebody waits for bh_lock to clear
+  bh_unwritten = 1u << 12,      // it has a block, which reads as zeros until it has been written
   bh_private_start = 1u << 16,  // this bit and all above belong to the user of the library
 };
 
@@ -133,11 +136,17 @@ using buffer_cache = object_cache<buffer_head>;
 // The first buffer of a page, null if it has none. The caller holds a reference on the page.
 buffer_head* page_buffers(const page& p) noexcept;
 
-// Gives a page buffers of `block_bytes` (512 to the page size, a power of two), mapped to
-// consecutive blocks of `dev`, in the state that the page's flags have. The caller holds the page
-// lock. False, and nothing changes, without memory.
+// A circle of buffers of `block_bytes` (512 to the page size, a power of two) for a page, all clean
+// and without data, numbered as the page's blocks in its space; nobody sees them yet. Null without
+// memory.
+[[nodiscard]] buffer_head* alloc_page_buffers(page& p, buffer_cache& heads, device& dev,
+                                              std::uint32_t block_bytes) noexcept;
+
+// Gives a page buffers, in the state that the page's flags have: mapped, that is to the consecutive
+// blocks of `dev`, or not yet, for who maps blocks. The caller holds the page lock. False, and
+// nothing changes, without memory.
 [[nodiscard]] bool create_empty_buffers(page& p, buffer_cache& heads, device& dev,
-                                        std::uint32_t block_bytes) noexcept;
+                                        std::uint32_t block_bytes, bool mapped = true) noexcept;
 
 // Frees a page's buffers; the caller is the page's only user (its count is frozen) and none of them
 // is associated with anything.

@@ -1,4 +1,4 @@
-// Trim and write-zeroes of an address space.
+// Trim and write-zeroes of an address space, and what is dirty and not to be written any more.
 
 #include <algorithm>
 #include <array>
@@ -6,6 +6,7 @@
 
 #include "forebay/base/cache_line.h"
 #include "forebay/cache/address_space.h"
+#include "forebay/cache/block_api.h"
 
 namespace forebay {
 namespace {
@@ -21,19 +22,30 @@ bool is_unsupported(std::error_code e) noexcept {
 
 }  // namespace
 
-// Empties a locked page whose buffers keep it in the cache.
-void address_space::zero_in_place(page& p) noexcept {
-  begin_change(p);
-  std::memset(p.data(), 0, page_bytes);
-  for_each_buffer(p, 0, page_bytes, [](buffer_head& b) {
-    b.clear(bh_dirty | bh_write_error);
-    b.set(bh_uptodate);
-  });
-  p.set(page_uptodate | page_zero);
-  end_change(p);
+// The buffers in [from, to) of a locked page, none of which is locked, are not to be written, and
+// belong to nobody's buffers any more.
+void address_space::clear_buffers_dirty(page& p, std::size_t from, std::size_t to) noexcept {
   const scoped_lock hold(lock_);
+  bool dirty = false;
+  for_each_buffer(p, from, to, [](buffer_head& b) {
+    b.clear(bh_dirty | bh_write_error);
+    block_api::disassociate(b);
+  });
+  for_each_buffer(p, 0, page_bytes,
+                  [&](const buffer_head& b) { dirty = dirty || b.test(bh_dirty); });
+  if (dirty || !p.test(page_dirty)) return;
   index_.clear_tag(p.index.load(std::memory_order_relaxed), page_tag::dirty);  // relaxed: locked
   clear_dirty(p);
+}
+
+// Empties blocks of a locked page whose buffers keep it in the cache.
+void address_space::zero_in_place(page& p, std::size_t from, std::size_t to) noexcept {
+  begin_change(p);
+  std::memset(p.data() + from, 0, to - from);
+  set_uptodate(p, from, to, valid_bytes(p));
+  if (to - from == page_bytes) p.set(page_zero);
+  end_change(p);
+  clear_buffers_dirty(p, from, to);
 }
 
 // Pins the first page of [at, end) and moves `at` past it; none: nothing pinned.
@@ -51,6 +63,11 @@ void address_space::zero_parts(page& p, unsigned first, unsigned end) noexcept {
   begin_change(p);
   std::memset(p.data() + std::size_t{first} * page_bytes, 0, (end - first) * page_bytes);
   end_change(p);
+  remove_parts_dirty(p, first, end);
+}
+
+// Parts of a locked large page are not to be written.
+void address_space::remove_parts_dirty(page& p, unsigned first, unsigned end) noexcept {
   page_parts parts(p);
   const scoped_lock hold(lock_);
   const std::int64_t dirty = parts.remove(part_set::dirty, first, end);
@@ -61,69 +78,159 @@ void address_space::zero_parts(page& p, unsigned first, unsigned end) noexcept {
   index_.clear_tag(p.index.load(std::memory_order_relaxed), page_tag::dirty);  // relaxed: locked
 }
 
-// Forgets what a locked page holds of the pages [first, end), the device having emptied them.
-void address_space::drop_page(page& p, std::uint64_t first, std::uint64_t end) noexcept {
+// Forgets what a locked page holds of the bytes [from, end), the device having emptied them.
+void address_space::drop_page(page& p, std::uint64_t from, std::uint64_t end) noexcept {
   if (!owns(p)) return;
-  const std::uint64_t begin = page_of(p.offset_bytes());
-  const std::uint64_t behind = page_of(p.end_bytes());
+  const std::uint64_t begin = p.offset_bytes();
+  const bool whole = from <= begin && begin + valid_bytes(p) <= end;
+  const auto [first, to] = part_of(p, from, end);
   // Others may be reading the buffers of a page that they have pinned, so such a page stays.
   if (page_buffers(p) != nullptr) {
-    zero_in_place(p);
-  } else if (first <= begin && behind <= end) {
+    zero_in_place(p, first, whole ? page_bytes : to);
+  } else if (whole) {
     remove_page(p);
   } else {
-    zero_parts(p, static_cast<unsigned>(std::max(first, begin) - begin),
-               static_cast<unsigned>(std::min(end, behind) - begin));
+    zero_parts(p, static_cast<unsigned>(first >> page_shift),
+               static_cast<unsigned>(to >> page_shift));
   }
 }
 
-// Has the device empty whole pages. Until it has succeeded the cache is left as it is, so a failure
-// changes nothing; from then on nothing can fail, which is why no task is awaited any more.
-task<> address_space::punch_pages(std::uint64_t first, std::uint64_t end, bio_op op,
-                                  std::uint8_t flags) {
-  punch range{first, end, {}};
+// Sees to it that a small page which is there and holds this byte inside has buffers, so that a
+// part of it can be dropped. Nothing is put into the index there meanwhile.
+task<> address_space::give_edge_buffers(std::uint64_t offset) {
+  while (!is_aligned(offset, std::uint64_t{page_bytes})) {
+    const page_ref p = find(page_of(offset));
+    if (!p) break;
+    while (!try_lock_page(*p)) co_await wait_until_clear(*p, page_locked);
+    FOREBAY_ASSERT(!p->is_large());
+    const bool made = !owns(*p) || add_buffers(*p);
+    unlock_page(*p);
+    if (made) break;
+    if (!cache_.try_make_room()) co_await cache_.frames_available();
+  }
+  co_return result<>{};
+}
+
+// Has the device empty whole blocks. Until it has succeeded the cache is left as it is, so a
+// failure changes nothing; from then on nothing can fail, which is why no task is awaited any more.
+task<> address_space::punch(std::uint64_t from, std::uint64_t end, bio_op op, std::uint8_t flags) {
+  const std::uint64_t last = page_of(end - 1) + 1;
+  punch_range range{page_of(from), last, {}};
   for (;;) {
     {
       const scoped_lock hold(lock_);
-      if (!being_discarded(first, end)) {
+      if (!being_discarded(range.first, last)) {
         punches_.push_back(range);
         break;
       }
     }
-    co_await discard_over(first, end);
+    co_await discard_over(range.first, last);
   }
-  result<> r;
-  if (const result<bool> waited = co_await wait_for_writeback(first, end); !waited) {
-    r = fail(waited.error());
-  }
-  if (r) {
-    bio b(op, first << page_shift, flags);
-    b.length_bytes = std::min(end << page_shift, size_bytes_) - b.offset_bytes;
-    const std::int32_t status = co_await submit_and_wait(device_, b);
-    if (status != 0) r = fail(-status);
-  }
-  if (r) {
-    may_have_holes_.store(true, std::memory_order_relaxed);  // relaxed: a hint
-    std::uint64_t at = first;
-    while (const page_ref p = next_page(at, end)) {
-      for (;;) {
-        while (!try_lock_page(*p)) co_await wait_until_clear(*p, page_locked);
-        buffer_head* const busy = locked_buffer(*p, 0, page_bytes);
-        if (busy == nullptr) break;
-        unlock_page(*p);
-        co_await wait_until_unlocked(*busy);
-      }
-      drop_page(*p, first, end);
-      unlock_page(*p);
-    }
-    cache_.progress().wake_all();
-  }
+  const result<> r = co_await punch_alone(from, end, op, flags);
   {
     const scoped_lock hold(lock_);
     punches_.erase(range);
   }
   punch_done_.wake_all();
   co_return r;
+}
+
+task<> address_space::punch_alone(std::uint64_t from, std::uint64_t end, bio_op op,
+                                  std::uint8_t flags) {
+  const std::uint64_t last = page_of(end - 1) + 1;
+  if (const result<> r = co_await give_edge_buffers(from); !r) co_return fail(r.error());
+  if (const result<> r = co_await give_edge_buffers(end); !r) co_return fail(r.error());
+  const result<bool> waited = co_await wait_for_writeback(page_of(from), last);
+  if (!waited) co_return fail(waited.error());
+  bio b(op, from, flags);
+  b.length_bytes = std::min(end, size_bytes_) - from;
+  const std::int32_t status = co_await submit_and_wait(device_, b);
+  if (status != 0) co_return fail(-status);
+  may_have_holes_.store(true, std::memory_order_relaxed);  // relaxed: a hint
+  std::uint64_t at = page_of(from);
+  while (const page_ref p = next_page(at, last)) {
+    for (;;) {
+      while (!try_lock_page(*p)) co_await wait_until_clear(*p, page_locked);
+      buffer_head* const busy = locked_buffer(*p, 0, page_bytes);
+      if (busy == nullptr) break;
+      unlock_page(*p);
+      co_await wait_until_unlocked(*busy);
+    }
+    drop_page(*p, from, end);
+    unlock_page(*p);
+  }
+  cache_.progress().wake_all();
+  co_return result<>{};
+}
+
+// Of a page that the caller holds: what of [from, end) it has is not dirty any more.
+task<> address_space::make_partly_clean(page& p, std::uint64_t from, std::uint64_t end) {
+  for (;;) {
+    while (!try_lock_page(p)) co_await wait_until_clear(p, page_locked);
+    if (!owns(p) || !(p.test(page_dirty | page_writeback))) break;
+    const auto [first, to] = part_of(p, from, end);
+    if (p.test(page_writeback)) {
+      unlock_page(p);
+      co_await wait_until_clear(p, page_writeback);
+    } else if (buffer_head* const busy = locked_buffer(p, first, to); busy != nullptr) {
+      unlock_page(p);
+      co_await wait_until_unlocked(*busy);
+    } else if (!p.is_large() && !add_buffers(p)) {
+      unlock_page(p);
+      if (!cache_.try_make_room()) co_await cache_.frames_available();
+    } else if (p.is_large()) {
+      remove_parts_dirty(p, static_cast<unsigned>(first >> page_shift),
+                         static_cast<unsigned>(to >> page_shift));
+      break;
+    } else {
+      clear_buffers_dirty(p, first, to);
+      break;
+    }
+  }
+  unlock_page(p);
+  co_return result<>{};
+}
+
+task<> address_space::clean_aliases(std::uint64_t offset, std::uint64_t length) {
+  std::uint64_t at = page_of(offset);
+  const std::uint64_t end = page_of(offset + length - 1) + 1;
+  while (const page_ref p = next_page(at, end)) {
+    const result<> r = co_await make_partly_clean(*p, offset, offset + length);
+    if (!r) co_return fail(r.error());
+  }
+  cache_.progress().wake_all();
+  co_return result<>{};
+}
+
+task<page_ref> address_space::page_with_buffers(std::uint64_t index) {
+  for (;;) {
+    page_ref p = find(index);
+    auto outcome = add_outcome::exists;
+    if (!p) {
+      page* const frame = cache_.try_allocate_frame();
+      outcome = frame == nullptr ? add_outcome::no_memory : add_page(index, *frame);
+      if (outcome == add_outcome::added) {
+        p = page_ref::adopt(*frame);
+        unlock_page(*p);
+      } else if (frame != nullptr) {
+        put_page(*frame);
+      }
+    }
+    if (p) {
+      while (!try_lock_page(*p)) co_await wait_until_clear(*p, page_locked);
+      const bool here = owns(*p);
+      const bool made = here && add_buffers(*p);
+      unlock_page(*p);
+      if (made) co_return p;
+      p.reset();
+      if (!here) continue;
+      outcome = add_outcome::no_memory;
+    }
+    if (outcome == add_outcome::discarding) co_await discard_over(index, index + 1);
+    if (outcome == add_outcome::no_memory && !cache_.try_make_room()) {
+      co_await cache_.frames_available();
+    }
+  }
 }
 
 task<> address_space::write_zero_pages(std::uint64_t offset, std::uint64_t length) {
@@ -144,7 +251,8 @@ task<> address_space::write_zeroes(std::uint64_t offset, std::uint64_t length, z
   const std::uint64_t last = end == size_bytes_ ? page_of(end - 1) + 1 : page_of(end);
   if (first + least_pages_for_device <= last) {
     const std::uint8_t flags = opts.keep_allocated ? bio_no_unmap : 0;
-    const result<> r = co_await punch_pages(first, last, bio_op::write_zeroes, flags);
+    const result<> r =
+        co_await punch(first << page_shift, last << page_shift, bio_op::write_zeroes, flags);
     if (r) {
       const std::uint64_t head_end = first << page_shift;
       const std::uint64_t tail = std::min(last << page_shift, end);
@@ -165,7 +273,7 @@ task<> address_space::discard(std::uint64_t offset, std::uint64_t length) {
   const std::uint64_t first = (offset + page_bytes - 1) >> page_shift;
   const std::uint64_t last = end == size_bytes_ ? page_of(end - 1) + 1 : page_of(end);
   if (first >= last) co_return result<>{};
-  const result<> r = co_await punch_pages(first, last, bio_op::discard, 0);
+  const result<> r = co_await punch(first << page_shift, last << page_shift, bio_op::discard, 0);
   // Advice that the device cannot take is no failure.
   if (!r && !is_unsupported(r.error())) co_return fail(r.error());
   co_return result<>{};

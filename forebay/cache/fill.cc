@@ -187,9 +187,7 @@ address_space::new_page address_space::add_small_missing(std::uint64_t index, st
   part.to = std::min(round_up(part.to, block_bytes_), valid);
   const bool whole = part.from == 0 && part.to == valid;
   // Without memory for buffer heads the whole page is read, which needs none.
-  if (!whole && !create_empty_buffers(p, cache_.buffers(), device_, block_bytes_)) {
-    part = {0, valid};
-  }
+  if ((!whole || buffers_ == options::buffer_use::always) && !add_buffers(p)) part = {0, valid};
   if (fill_from_hole(p.offset_bytes() + part.from, p.data() + part.from, part.to - part.from,
                      m.data_until)) {
     set_uptodate(p, part.from, part.to, valid);
@@ -402,8 +400,8 @@ task<> address_space::fill_locked(page& p, std::size_t from, std::size_t to) {
   const std::size_t block = block_bytes_of(p);
   from = round_down(from, block);
   to = std::min(round_up(to, block), valid);
-  if (page_buffers(p) == nullptr && (from != 0 || to != valid) &&
-      !create_empty_buffers(p, cache_.buffers(), device_, block_bytes_)) {
+  const bool wants = from != 0 || to != valid || buffers_ == options::buffer_use::always;
+  if (page_buffers(p) == nullptr && wants && !add_buffers(p)) {
     from = 0;  // no memory for buffer heads: the whole page needs none
     to = valid;
   }

@@ -126,9 +126,11 @@ address_space::step address_space::write_locked(page& p, std::size_t from,
   const std::size_t to = from + data.size();
   const std::size_t valid = valid_bytes(p);
   if (locked_buffer(p, from, to) != nullptr) return step::buffer_locked;
-  if (!p.test(page_uptodate) && (from != 0 || to != valid)) {
+  const bool whole = from == 0 && to == valid;
+  if (wants_buffers(whole) && !add_buffers(p)) return step::no_memory;
+  if (!p.test(page_uptodate) && !whole) {
     FOREBAY_DCHECK(!p.is_large());
-    if (!create_empty_buffers(p, cache_.buffers(), device_, block_bytes_)) return step::no_memory;
+    if (!add_buffers(p)) return step::no_memory;
     // Blocks that the write covers only in part must be valid first.
     const std::size_t block = block_bytes_of(p);
     if (!is_aligned(from, block) && !is_uptodate(p, from, from + 1)) return step::needs_read;
@@ -163,7 +165,8 @@ std::size_t address_space::try_write(std::uint64_t offset,
   return written;
 }
 
-task<> address_space::write(std::uint64_t offset, std::span<const std::byte> data) {
+task<> address_space::write(std::uint64_t offset, std::span<const std::byte> data,
+                            std::size_t* written) {
   bool paced = false;
   while (!data.empty()) {
     page_ref p;
@@ -176,6 +179,7 @@ task<> address_space::write(std::uint64_t offset, std::span<const std::byte> dat
     }
     offset += a.bytes;
     data = data.subspan(a.bytes);
+    if (written != nullptr) *written += a.bytes;
     paced = false;
   }
   co_return result<>{};
