@@ -47,7 +47,7 @@ endif()
 file(GLOB sources CONFIGURE_DEPENDS tests/*_test.cc)
 if(sources)
   pkg_check_modules(libnbd REQUIRED IMPORTED_TARGET libnbd)
-  forebay_test_program(integration SOURCES ${sources} LIBS PkgConfig::libnbd)
+  forebay_test_program(integration SOURCES ${sources} examples/tinyfs/tinyfs.cc LIBS PkgConfig::libnbd)
 endif()
 
 set(test_environment
