@@ -446,6 +446,7 @@ class address_space {
   }
   step write_locked(page& p, std::size_t from, std::span<const std::byte> data) noexcept;
   task<> wait_for(step s, std::uint64_t offset, std::size_t bytes, page_ref& p);
+  task<> wait_for_memory();
   task<> write_zero_pages(std::uint64_t offset, std::uint64_t length);
 
   // writeback.cc

@@ -200,5 +200,28 @@ TEST(edges, a_range_of_no_bytes_is_nothing_to_do) {
   expect_all_given_back(*cache);
 }
 
+// Too many pins for the dirty limit to be reached: who writes without a flusher writes back himself
+// when there is no other memory left.
+TEST(address_space, a_writer_beside_many_pins_makes_his_own_room) {
+  memory_device dev(16u << 20);
+  const auto cache = make_cache();
+  {
+    address_space space(*cache, dev, {});
+    const std::size_t pinned = cache->statistics().capacity_pages * 65 / 100;
+    std::vector<page_ref> pins(pinned);
+    for (std::size_t n = 0; n < pinned;) {
+      const auto more = sync_wait(
+          space.pin(n * page_bytes, (pinned - n) * page_bytes, std::span(pins).subspan(n)));
+      ASSERT_TRUE(more);
+      n += *more;
+    }
+    for (std::size_t i = 0; i < pinned; ++i) {
+      ASSERT_TRUE(sync_wait(space.write((pinned + i) * page_bytes, filled(page_bytes, 1))));
+    }
+    ASSERT_TRUE(sync_wait(space.flush()));
+  }
+  expect_all_given_back(*cache);
+}
+
 }  // namespace
 }  // namespace forebay

@@ -99,8 +99,8 @@ task<bh_ref> block_api::get(address_space& space, std::uint64_t block, std::uint
     }
     if (outcome == address_space::add_outcome::discarding)
       co_await space.discard_over(index, index + 1);
-    if (outcome == address_space::add_outcome::no_memory && !cache.try_make_room()) {
-      co_await cache.frames_available();
+    if (outcome == address_space::add_outcome::no_memory) {
+      if (const result<> r = co_await space.wait_for_memory(); !r) co_return fail(r.error());
     }
   }
   if (outcome != address_space::add_outcome::added) p->touch();

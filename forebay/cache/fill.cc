@@ -368,7 +368,7 @@ task<std::size_t> address_space::pin(std::uint64_t offset, std::size_t length,
     if (n != 0) co_return n;
     // Nothing to be had: the first page is being discarded, or there is no memory.
     co_await discard_over(first, first + 1);
-    if (!cache_.try_make_room()) co_await cache_.frames_available();
+    if (const result<> r = co_await wait_for_memory(); !r) co_return fail(r.error());
   }
 }
 

@@ -185,6 +185,16 @@ task<> address_space::write(std::uint64_t offset, std::span<const std::byte> dat
   co_return result<>{};
 }
 
+// For who has found no memory, and holds no page lock and no pin: makes room, or waits until there
+// may be some. Where nothing can be evicted all is in use or dirty; so many pins that the dirty
+// limits are never reached, and nobody writes, must not stop who needs a page.
+task<> address_space::wait_for_memory() {
+  if (cache_.try_make_room()) co_return result<>{};
+  const result<sweep> wrote = co_await write_back(0, size_bytes_, 0);
+  if (!wrote || wrote->error != 0 || wrote->pages == 0) co_await cache_.frames_available();
+  co_return result<>{};
+}
+
 // Waits until the attempt that ended in `s` is worth making again: to write the `bytes` from
 // `offset` on, which lie in one page. Holds at most the pin on the page it waits for.
 task<> address_space::wait_for(step s, std::uint64_t offset, std::size_t bytes, page_ref& p) {
@@ -205,8 +215,7 @@ task<> address_space::wait_for(step s, std::uint64_t offset, std::size_t bytes, 
       break;
     case step::no_memory:
       p.reset();
-      if (!cache_.try_make_room()) co_await cache_.frames_available();
-      break;
+      co_return co_await wait_for_memory();
     case step::discarding:
       co_await discard_over(page_of(offset), page_of(offset) + 1);
       break;
