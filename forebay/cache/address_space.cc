@@ -178,7 +178,7 @@ bool address_space::evict(page& p, std::uint32_t holders) noexcept {
   }
   block_api::disassociate(p);
   if (p.test(page_unused)) {
-    readahead_.wasted();
+    readahead_.wasted(p.frames());
     cache_.count().readahead_wasted.add(p.frames());
   }
   index_.erase(p.index.load(std::memory_order_relaxed));  // relaxed: frozen

@@ -67,9 +67,9 @@ class readahead {
   readahead_window on_access(std::uint64_t first, std::uint32_t pages, bool missed) noexcept
       FOREBAY_EXCLUDES(lock_);
 
-  // A page that was read ahead has left the cache unused.
-  void wasted() noexcept {
-    wasted_.fetch_add(1, std::memory_order_relaxed);  // relaxed: a number to weigh
+  // Pages that were read ahead have left the cache unused.
+  void wasted(std::uint32_t pages) noexcept {
+    wasted_.fetch_add(pages, std::memory_order_relaxed);  // relaxed: a number to weigh
   }
 
   // The largest window at present, in pages.

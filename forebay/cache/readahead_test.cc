@@ -53,7 +53,7 @@ class reader {
     for (const std::uint64_t p : ahead_) {
       cached.erase(p);
       marked_.erase(p);
-      policy.wasted();
+      policy.wasted(1);
     }
     ahead_.clear();
   }
@@ -330,6 +330,22 @@ TEST(readahead_of_a_space, what_is_evicted_unused_is_counted) {
     EXPECT_LE(s.readahead_wasted + s.readahead_used, s.readahead_pages);
   }
   expect_all_given_back(*cache);
+}
+
+TEST(readahead_of_a_space, waste_is_weighed_in_pages_of_4_kib) {
+  readahead policy(1u << 20, 64);
+  const auto asks_for = [&policy](std::uint64_t from) {
+    std::uint32_t pages = 0;
+    for (std::uint64_t at = from; pages < 64 * 4;) {
+      const readahead_window w = policy.on_access(at, 1, false);
+      pages += w.pages;
+      at = w.count != 0 ? w.marker : at + 1;
+    }
+  };
+  asks_for(0);
+  policy.wasted(2 * 64);  // as a page of 2 MiB is, or two of 256 KiB
+  asks_for(1000);
+  EXPECT_EQ(policy.limit_pages(), 32u);
 }
 
 }  // namespace
