@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <thread>
 
 #include "forebay/base/cache_line.h"
 #include "forebay/cache/block_api.h"
@@ -34,6 +35,8 @@ address_space::address_space(page_cache& cache, device& dev, options opts)
 }
 
 address_space::~address_space() {
+  // acquire: pairs with end_ahead(), whose last touch it is.
+  while (ahead_ending_.load(std::memory_order_acquire) != 0) std::this_thread::yield();
   cache_.lru().invalidate(this);
   std::uint64_t at = 0;
   for (;;) {

@@ -426,6 +426,7 @@ class address_space {
   bool start_read_ahead(const readahead_window& window) noexcept;
   task<> read_ahead(readahead_window window);
   task<> read_ahead_alone(readahead_window window);
+  void end_ahead() noexcept;
 
   // write.cc
   bool over_error_limit() const noexcept;
@@ -523,6 +524,7 @@ class address_space {
 
   readahead readahead_;
   std::atomic<std::uint32_t> ahead_running_{0};  // tasks of their own
+  std::atomic<std::uint32_t> ahead_ending_{0};   // of these, and just ended: still in end_ahead()
   wait_queue ahead_ended_;
 
   std::atomic<std::int32_t> error_{0};         // negative errno of the newest write-back failure

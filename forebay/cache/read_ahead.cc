@@ -23,15 +23,23 @@ bool address_space::start_read_ahead(const readahead_window& window) noexcept {
   // relaxed: a limit; an excess of one is dropped.
   if (ahead_running_.fetch_add(1, std::memory_order_relaxed) >= tasks_max ||
       !read_ahead_alone(window).spawn(tasks_of_thread)) {
-    ahead_running_.fetch_sub(1, std::memory_order_release);  // release: pairs with read_ahead_over
+    end_ahead();
   }
   return true;
 }
 
-task<> address_space::read_ahead_alone(readahead_window window) {
-  co_await read_ahead(window);
+// One is no longer running. Who has waited for that may destroy the space at once, and the
+// destructor waits for who is still in here, with the queue in his hands.
+void address_space::end_ahead() noexcept {
+  ahead_ending_.fetch_add(1, std::memory_order_relaxed);  // relaxed: the next line publishes it
   // release: pairs with read_ahead_over.
   if (ahead_running_.fetch_sub(1, std::memory_order_release) == 1) ahead_ended_.wake_all();
+  ahead_ending_.fetch_sub(1, std::memory_order_release);  // release: pairs with the destructor
+}
+
+task<> address_space::read_ahead_alone(readahead_window window) {
+  co_await read_ahead(window);
+  end_ahead();
   co_return result<>{};
 }
 

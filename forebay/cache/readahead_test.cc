@@ -332,6 +332,46 @@ TEST(readahead_of_a_space, what_is_evicted_unused_is_counted) {
   expect_all_given_back(*cache);
 }
 
+// Who has waited for its end may take the space away, whatever the thread that read ahead still
+// does to tell him. (For the thread sanitizer.)
+TEST(readahead_of_a_space, may_go_when_read_ahead_is_over) {
+  memory_device image(image_bytes);
+  fill_with_pattern(image);
+  slow_device dev(image, 100'000);
+  const auto cache = make_cache(8u << 20);
+  for (int i = 0; i < 10; ++i) {
+    auto space = std::make_unique<address_space>(
+        *cache, dev, address_space::options{.readahead_bytes = 64u << 10});
+    std::atomic<bool> all_read{false};
+    std::atomic<bool> gone{false};
+    struct tasks_of {
+      static task<> read(address_space& s, std::atomic<bool>& read_all, std::atomic<bool>& end) {
+        EXPECT_TRUE(co_await read_through(s, 0, 16 * page_bytes, page_bytes));
+        read_all.store(true);
+        read_all.notify_all();
+        while (!end.load()) co_await sleep_for(50'000);
+        co_return result<>{};
+      }
+      static task<> wait(address_space& s) {
+        co_await s.read_ahead_over();
+        co_return result<>{};
+      }
+    };
+    std::jthread other([&] {
+      all_read.wait(false);
+      EXPECT_TRUE(sync_wait(tasks_of::wait(*space)));
+      space.reset();
+      gone.store(true);
+    });
+    run_on_loops(1, [&](unsigned) {
+      task_list tasks;
+      tasks.push_back(tasks_of::read(*space, all_read, gone));
+      return tasks;
+    });
+  }
+  expect_all_given_back(*cache);
+}
+
 TEST(readahead_of_a_space, waste_is_weighed_in_pages_of_4_kib) {
   readahead policy(1u << 20, 64);
   const auto asks_for = [&policy](std::uint64_t from) {
