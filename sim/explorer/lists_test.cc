@@ -72,6 +72,8 @@ struct taken_and_given_back : with_stack<3> {
 // Batches.
 struct batches : with_stack<3> {
   static constexpr unsigned threads = 2;
+  // A pop of two reads a next and the head again, which is not waiting.
+  static constexpr options bounds{.spin_reads = 8};
 
   void run(unsigned thread) {
     std::array<std::uint32_t, 2> items;

@@ -150,6 +150,28 @@ struct space_over {
     pin::freed(*f);
     return true;
   }
+  // Makes pages of its frames of the large page that begins at `n`, if nobody holds it.
+  bool split(std::uint64_t n) {
+    const model_scoped_lock hold(lock);
+    model_frame* const f = index.lookup(n);
+    if (f == nullptr || !f->is_owned_by(this) || !f->refs.freeze(1)) return false;
+    const std::uint32_t count = f->frames();
+    check(index.split(n, *f).has_value());
+    f->order = 0;
+    for (std::uint32_t i = 1; i < count; ++i) {  // as the arena
+      model_frame& part = f[i];
+      part.order = 0;
+      part.flags.store(0, std::memory_order_relaxed);        // relaxed: refs.set() publishes
+      part.owner.store(nullptr, std::memory_order_relaxed);  // relaxed: as above
+      part.refs.set(1);
+    }
+    for (std::uint32_t i = 0; i < count; ++i) {
+      f[i].set(page_uptodate);
+      f[i].set_identity(this, n + i);
+    }
+    f->refs.set(1);
+    return true;
+  }
   // Without the lock.
   void read(std::uint64_t n) {
     model_frame* const f = index.lookup(n);
@@ -317,17 +339,32 @@ struct frames_become_a_large_page : space_over<Bits> {
   void finish() { this->clear(); }
 };
 
+// A large page becomes small ones, of which one goes.
+template <unsigned Bits>
+struct large_page_is_split : space_over<Bits> {
+  static constexpr unsigned threads = 3;
+  static constexpr options bounds{.preemptions = 2, .spin_reads = spin_reads};
+
+  large_page_is_split() { this->add(2, 0, 1); }
+  void run(unsigned thread) {
+    if (thread != 0) return this->read(thread + 1);
+    if (this->split(2)) this->evict(3);
+  }
+  void finish() { this->clear(); }
+};
+
 // --- pages that are read without a pin ---
 
 // Four pages again. Who writes a page's data has its lock, or the only reference; here that is
 // always the same thread, or the page is not there for others yet.
-struct viewed_space {
+template <unsigned Bits>
+struct viewed_space_over {
   static constexpr unsigned threads = 2;
   static constexpr options bounds{.preemptions = 2, .spin_reads = spin_reads};
   static constexpr std::uint64_t pages = 4;
   frames memory;
-  nodes<1> cache;
-  small_index<1> index{cache, memory, pages};
+  nodes<Bits> cache;
+  small_index<Bits> index{cache, memory, pages};
   model_mutex lock;
 
   static int contents(std::uint64_t n, int version) { return static_cast<int>(n) * 16 + version; }
@@ -336,13 +373,20 @@ struct viewed_space {
     // relaxed: see above
     for (auto& w : memory.frame(frame).words) w.store(value, std::memory_order_relaxed);
   }
-  void add(std::uint64_t n, std::uint32_t frame) {
+  void add(std::uint64_t n, std::uint32_t frame, std::uint8_t order = 0) {
+    model_frame& f = memory.frame(frame);
+    f.order = order;
     {
       const model_scoped_lock hold(lock);
-      check(index.insert(n, memory.frame(frame)).has_value());
+      check(index.insert(n, f).has_value());
     }
-    fill(frame, contents(n, 0));
+    for (std::uint32_t i = 0; i < f.frames(); ++i) fill(frame + i, contents(n + i, 0));
     index.end_change(n);
+  }
+  void split(std::uint64_t n, std::uint32_t frame) {
+    const model_scoped_lock hold(lock);
+    check(index.split(n, memory.frame(frame)).has_value());
+    memory.frame(frame).order = 0;
   }
   void change(std::uint64_t n, std::uint32_t frame, int version) {
     index.begin_change(n);
@@ -373,9 +417,11 @@ struct viewed_space {
     for (std::uint64_t n = 0; n < pages; ++n) {
       if (index.lookup(n) != nullptr) evict(n);
     }
-    check(index.size() == 0 && cache.free_count == nodes<1>::count, "nodes were lost");
+    check(index.size() == 0 && cache.free_count == nodes<Bits>::count, "nodes were lost");
   }
 };
+
+using viewed_space = viewed_space_over<1>;
 
 // A page comes, and is written to.
 struct viewed_page_changes : viewed_space {
@@ -435,6 +481,22 @@ struct viewed_page_is_moved : viewed_space {
     } else {
       view(1);
       view(0);
+    }
+  }
+};
+
+// A large page becomes small ones, of which one changes, and goes, and its frame serves elsewhere.
+template <unsigned Bits>
+struct viewed_page_is_split : viewed_space_over<Bits> {
+  viewed_page_is_split() { this->add(2, 0, 1); }
+  void run(unsigned thread) {
+    if (thread == 0) {
+      this->split(2, 0);
+      this->change(3, 1, 1);
+      this->evict(3);
+      this->add(1, 1);
+    } else {
+      this->view(3);
     }
   }
 };
@@ -506,6 +568,10 @@ TEST(explored_pages, large_pages) {
   expect_explored<large_page_goes<2>>();
   expect_explored<frames_become_a_large_page<1>>();
   expect_explored<frames_become_a_large_page<2>>();
+  expect_explored<large_page_is_split<1>>();
+  expect_explored<large_page_is_split<2>>();
+  expect_explored<viewed_page_is_split<1>>();
+  expect_explored<viewed_page_is_split<2>>();
 }
 
 TEST(explored_pages, page_lock_of_three) { expect_explored<page_lock<3>>(); }
