@@ -4,6 +4,7 @@
 
 #include "forebay/base/sanitizer.h"
 #include "forebay/block/fault_device.h"
+#include "forebay/cache/test_allocations.h"
 #include "forebay/cache/test_mapping.h"
 
 namespace forebay {
@@ -166,6 +167,65 @@ TEST(mapped_object, a_block_that_lies_is_an_error_and_touches_nothing) {
 
 // ---- Failures ----
 
+// Uses an object, again where it fails, and knows what is to come of it.
+class failing_use {
+ public:
+  failing_use(object_rig& r, std::uint64_t seed, std::function<void()> heal)
+      : r_(r), rng_(seed), heal_(std::move(heal)) {}
+
+  void begin() {
+    write(3000, 20'000);
+    until_it_works([&] { return r_.object->flush(); });
+    r_.evict_all();
+  }
+  // From here on something fails.
+  void go_on() {
+    write(1000, 10'000);
+    write(40'000, 9'000);
+    until_it_works([&] { return r_.object->flush(); });
+    r_.evict_all();
+    until_it_works([&] { return r_.object->truncate(45'000); });
+    model_.resize(45'000);
+    until_it_works([&] { return r_.object->punch(5'000, 9'000); });
+    std::fill_n(model_.begin() + 5'000, 9'000, std::byte{0});
+    write(50'000, 100);
+    until_it_works([&] { return r_.object->sync_range(49'000, 2'000); });
+    std::vector<std::byte> out(model_.size());
+    until_it_works([&]() -> task<> { return read(out); });
+    EXPECT_EQ(out, model_);
+    until_it_works([&] { return r_.object->flush(); });
+    EXPECT_EQ(r_.table.stored(model_.size()), model_);
+  }
+
+ private:
+  void until_it_works(const std::function<task<>()>& work) {
+    for (int i = 0; i < 3; ++i) {
+      const std::uint64_t size = r_.object->size_bytes();
+      if (sync_wait(work())) return;
+      // A truncation that fails late has set the size.
+      ASSERT_GE(r_.object->size_bytes(), std::min<std::uint64_t>(size, 45'000));
+      if (i != 0) heal_();
+    }
+    FAIL() << "still fails";
+  }
+  void write(std::uint64_t at, std::size_t n) {
+    const auto data = random_bytes(rng_, n);
+    until_it_works([&] { return r_.object->write(at, data); });
+    if (model_.size() < at + n) model_.resize(at + n);
+    std::ranges::copy(data, model_.begin() + static_cast<std::ptrdiff_t>(at));
+  }
+  task<> read(std::span<std::byte> out) {
+    const result<std::size_t> n = co_await r_.object->read(0, out);
+    if (!n) co_return fail(n.error());
+    co_return result<>{};
+  }
+
+  object_rig& r_;
+  std::mt19937_64 rng_;
+  std::function<void()> heal_;
+  std::vector<std::byte> model_;
+};
+
 class mapped_faults : public testing::TestWithParam<object_shape> {};
 
 // Every call of the mapping fails, once or for good, and so does every transfer: each error is
@@ -181,28 +241,11 @@ TEST_P(mapped_faults, are_told_and_mended) {
           faulty.emplace(m);
           return *faulty;
         });
-        std::mt19937_64 rng(after);
-        std::vector<std::byte> model;
-        const auto until_it_works = [&](const std::function<task<>()>& work) {
-          for (int i = 0; i < 3; ++i) {
-            const std::uint64_t size = r.object->size_bytes();
-            if (sync_wait(work())) return;
-            ASSERT_GE(r.object->size_bytes(), std::min<std::uint64_t>(size, model.size()));
-            if (i == 0) continue;
-            faulty->heal();
-            r.table.fail_calls(0, 0);
-          }
-          FAIL() << "still fails";
-        };
-        const auto write = [&](std::uint64_t at, std::size_t n) {
-          const auto data = random_bytes(rng, n);
-          until_it_works([&] { return r.object->write(at, data); });
-          if (model.size() < at + n) model.resize(at + n);
-          std::ranges::copy(data, model.begin() + static_cast<std::ptrdiff_t>(at));
-        };
-        write(3000, 20'000);
-        until_it_works([&] { return r.object->flush(); });
-        r.evict_all();
+        failing_use use(r, after, [&] {
+          faulty->heal();
+          r.table.fail_calls(0, 0);
+        });
+        use.begin();
         if (device_fails) {
           for (const bio_op op : {bio_op::read, bio_op::write, bio_op::flush}) {
             faulty->inject({.op = op, .skip = after, .count = count});
@@ -210,30 +253,30 @@ TEST_P(mapped_faults, are_told_and_mended) {
         } else {
           r.table.fail_calls(after, count);
         }
-        write(1000, 10'000);
-        write(40'000, 9'000);
-        until_it_works([&] { return r.object->flush(); });
-        r.evict_all();
-        until_it_works([&] { return r.object->truncate(45'000); });
-        model.resize(45'000);
-        until_it_works([&] { return r.object->punch(5'000, 9'000); });
-        std::fill_n(model.begin() + 5'000, 9'000, std::byte{0});
-        write(50'000, 100);
-        until_it_works([&] { return r.object->sync_range(49'000, 2'000); });
-        std::vector<std::byte> out(model.size());
-        const auto read = [&]() -> task<> {
-          const result<std::size_t> n = co_await r.object->read(0, out);
-          if (!n) co_return fail(n.error());
-          co_return result<>{};
-        };
-        until_it_works(read);
-        EXPECT_EQ(out, model);
-        until_it_works([&] { return r.object->flush(); });
-        EXPECT_EQ(r.table.stored(model.size()), model);
+        use.go_on();
         if (HasFatalFailure()) return;
       }
     }
   }
+}
+
+// The same for every allocation that may fail, those of the mapping's own tasks among them.
+TEST_P(mapped_faults, any_allocation_may_fail) {
+  if (!can_refuse_memory) GTEST_SKIP() << "operator new cannot be replaced here";
+  const std::uint64_t failed = allocations_failed;
+  for (const bool for_good : {false, true}) {
+    for (std::int64_t n = 0; n < 300; n += 1 + n / (FOREBAY_ASAN != 0 ? 3 : 8)) {
+      SCOPED_TRACE(testing::Message() << "allocation " << n << (for_good ? " and on" : ""));
+      object_rig r(GetParam(), static_cast<std::uint64_t>(n) + 1);
+      failing_use use(r, 1, [] { allocations_left = INT64_MAX; });
+      use.begin();
+      allocations_left = n;
+      use.go_on();
+      allocations_left = INT64_MAX;
+      if (HasFatalFailure()) return;
+    }
+  }
+  EXPECT_GT(allocations_failed, failed + 10);
 }
 
 INSTANTIATE_TEST_SUITE_P(shapes, mapped_faults,
