@@ -121,6 +121,7 @@ packet_socket::packet_socket(packet_socket&& other) noexcept
       ring_(std::exchange(other.ring_, nullptr)),
       block_bytes_(other.block_bytes_),
       blocks_(other.blocks_),
+      taken_(std::move(other.taken_)),
       next_(other.next_),
       counted_(other.counted_) {}
 
@@ -135,9 +136,12 @@ std::atomic_ref<std::uint32_t> packet_socket::status_of(std::uint32_t block) con
 }
 
 std::optional<std::uint32_t> packet_socket::take_block() noexcept {
+  // acquire: pairs with give_back(), so that the mark below is not the one from before it.
+  if (taken_[next_].load(std::memory_order_acquire)) return std::nullopt;
   // acquire: pairs with the kernel's hand-over of what is in the block.
   if ((status_of(next_).load(std::memory_order_acquire) & TP_STATUS_USER) == 0) return std::nullopt;
   const std::uint32_t taken = next_;
+  taken_[taken].store(true, std::memory_order_relaxed);  // relaxed: read by this thread, and reset
   next_ = next_ + 1 == blocks_ ? 0 : next_ + 1;
   return taken;
 }
@@ -145,6 +149,7 @@ std::optional<std::uint32_t> packet_socket::take_block() noexcept {
 void packet_socket::give_back(std::uint32_t block) noexcept {
   // release: what was read of it has been read before the kernel fills it anew.
   status_of(block).store(TP_STATUS_KERNEL, std::memory_order_release);
+  taken_[block].store(false, std::memory_order_release);  // release: after the mark has gone
 }
 
 packet_socket::walk packet_socket::frames_of(std::uint32_t block) const noexcept {

@@ -21,6 +21,7 @@
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -117,8 +118,12 @@ class packet_socket {
   result<std::size_t> transmit(std::span<const std::span<iovec>> frames) noexcept;
 
  private:
-  packet_socket(unique_fd fd, std::byte* ring, const options& opts) noexcept
-      : fd_(std::move(fd)), ring_(ring), block_bytes_(opts.block_bytes), blocks_(opts.blocks) {}
+  packet_socket(unique_fd fd, std::byte* ring, const options& opts)
+      : fd_(std::move(fd)),
+        ring_(ring),
+        block_bytes_(opts.block_bytes),
+        blocks_(opts.blocks),
+        taken_(std::make_unique<std::atomic<bool>[]>(opts.blocks)) {}
 
   std::atomic_ref<std::uint32_t> status_of(std::uint32_t block) const noexcept;
 
@@ -126,6 +131,8 @@ class packet_socket {
   std::byte* ring_;
   std::uint32_t block_bytes_;
   std::uint32_t blocks_;
+  // Blocks that have not been given back: the kernel's mark for a filled one stays on them.
+  std::unique_ptr<std::atomic<bool>[]> taken_;
   std::uint32_t next_ = 0;  // the next block to be taken
   counters counted_;        // the kernel's start again at each look
 };

@@ -147,6 +147,29 @@ TEST(PacketSocket, AFullRingIsCountedByTheKernelAndNothingElseIsLost) {
   if (!skipped.empty()) GTEST_SKIP() << skipped;
 }
 
+TEST(PacketSocket, ABlockIsTakenOnceUntilItIsGivenBack) {
+  const std::string skipped = run_in_own_network([] {
+    auto s = open_lo({.outgoing = false});
+    ASSERT_TRUE(s) << s.error().message();
+    std::vector<std::vector<std::byte>> frames(100, frame_of(4000, 0));
+    ASSERT_EQ(send(*s, frames), frames.size());
+    std::vector<std::uint32_t> held;
+    for (int i = 0; i < 20; ++i) {
+      if (const auto block = s->take_block()) held.push_back(*block);
+    }
+    EXPECT_EQ(held, (std::vector<std::uint32_t>{0, 1, 2, 3}));
+    s->give_back(1);  // not in its turn
+    EXPECT_FALSE(s->take_block());
+    s->give_back(0);
+    frames.resize(5);
+    ASSERT_EQ(send(*s, frames), frames.size());
+    EXPECT_EQ(receive(*s, 5).size(), 5u);
+    s->give_back(2);
+    s->give_back(3);
+  });
+  if (!skipped.empty()) GTEST_SKIP() << skipped;
+}
+
 TEST(PacketSocket, SaysWhenTheInterfaceGoesDown) {
   const std::string skipped = run_in_own_network([] {
     auto s = open_lo({});
