@@ -36,17 +36,17 @@ inline constexpr std::size_t block_overhead = 12;  // type and both lengths
 enum class link_type : std::uint16_t { ethernet = 1, raw_ip = 101, radiotap = 127 };
 
 struct section {
-  std::string hardware;  // each of these may be empty: it is left out then
-  std::string system;
-  std::string application;
+  std::string hardware = {};  // each of these may be empty: it is left out then
+  std::string system = {};
+  std::string application = {};
 };
 std::vector<std::byte> section_header(const section& s);
 
 struct interface_description {
   link_type type = link_type::ethernet;
   std::uint32_t snap_bytes = 0;  // 0: whole packets
-  std::string name;
-  std::string filter;  // in tcpdump's language, empty: none
+  std::string name = {};
+  std::string filter = {};  // in tcpdump's language, empty: none
 };
 std::vector<std::byte> describe(const interface_description& i);
 
@@ -64,6 +64,8 @@ struct interface_statistics {
 std::vector<std::byte> report(const interface_statistics& s);
 
 constexpr std::size_t padded(std::size_t bytes) noexcept { return (bytes + 3) & ~std::size_t{3}; }
+
+inline constexpr std::size_t packet_head_bytes = 28;  // of a packet's block, in front of its data
 
 // How long the block of a packet is of which `captured` bytes are kept.
 constexpr std::size_t packet_block_bytes(std::size_t captured) noexcept {
