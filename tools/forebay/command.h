@@ -20,6 +20,7 @@ void add_stat(CLI::App& app, action& chosen);
 void add_slabs(CLI::App& app, action& chosen);
 void add_replay(CLI::App& app, action& chosen);
 void add_bench(CLI::App& app, action& chosen);
+void add_capture(CLI::App& app, action& chosen);
 
 // "forebay: " and one line on standard error; the exit status of a failure.
 int complain(const std::string& line);

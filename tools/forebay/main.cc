@@ -15,6 +15,7 @@ int main(int argc, char** argv) {
   tool::add_slabs(app, chosen);
   tool::add_replay(app, chosen);
   tool::add_bench(app, chosen);
+  tool::add_capture(app, chosen);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {
