@@ -1,3 +1,4 @@
+// One thread: not in the thread sanitizer's tree.
 // The simulated domains: what the device reaches, what is a fault, and what each shows of the
 // interface.
 

@@ -1,3 +1,4 @@
+// One thread: not in the thread sanitizer's tree.
 // Scatter-gather lists against a flat model: random pieces, limits and domains. The bytes that the
 // device sees through the segments are those that the CPU sees through the list, in order; no
 // segment exceeds a limit; none is cut where it need not be; and the domain is left as it was.

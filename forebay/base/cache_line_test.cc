@@ -1,3 +1,5 @@
+// One thread: not in the thread sanitizer's tree.
+
 #include "forebay/base/cache_line.h"
 
 #include <gtest/gtest.h>

@@ -1,3 +1,4 @@
+// One thread: not in the thread sanitizer's tree.
 // bio: gathering and merging of segments; check_bio; waiting for the end of one.
 
 #include "forebay/block/bio.h"

@@ -1,3 +1,4 @@
+// One thread: not in the thread sanitizer's tree.
 // memory_device, fault_device, recorder_device: what they store, fail and log.
 
 #include "forebay/block/memory_device.h"

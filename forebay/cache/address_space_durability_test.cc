@@ -1,3 +1,4 @@
+// One thread: not in the thread sanitizer's tree.
 // flush and sync_range (FUA) in the situations in which they could promise too much.
 
 #include <gtest/gtest.h>

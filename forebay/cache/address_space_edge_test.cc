@@ -1,3 +1,4 @@
+// One thread: not in the thread sanitizer's tree.
 // Devices of one block, devices that end inside a page, devices larger than any, ranges of no
 // bytes.
 

@@ -1,3 +1,5 @@
+// One thread: not in the thread sanitizer's tree.
+
 #include "forebay/cache/bio_pool.h"
 
 #include <set>

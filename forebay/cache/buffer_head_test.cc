@@ -1,3 +1,4 @@
+// One thread: not in the thread sanitizer's tree.
 // buffer_head: the state of a page's blocks.
 
 #include "forebay/cache/buffer_head.h"

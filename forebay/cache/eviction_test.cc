@@ -1,3 +1,4 @@
+// One thread: not in the thread sanitizer's tree.
 // The eviction policies over entries of the test's own: what each promises, and what all of them do
 // whatever their owner refuses.
 

@@ -1,3 +1,4 @@
+// One thread: not in the thread sanitizer's tree.
 // Large pages: when they are made, what of them is written, what is lost with one that cannot be
 // read, and a model test in which all sizes meet everything that happens to pages.
 

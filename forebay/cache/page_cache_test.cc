@@ -1,3 +1,4 @@
+// One thread: not in the thread sanitizer's tree.
 // page_cache: limits, eviction, statistics.
 
 #include "forebay/cache/page_cache.h"

@@ -1,3 +1,4 @@
+// One thread: not in the thread sanitizer's tree.
 // flip: pages change places, and a failure changes nothing.
 
 #include "forebay/dma/flip.h"

@@ -1,3 +1,4 @@
+// One thread: not in the thread sanitizer's tree.
 // Guards: the CPU's stray access to what a device has is caught at the access, and nothing else is.
 
 #include "forebay/dma/guard.h"

@@ -1,3 +1,5 @@
+// One thread: not in the thread sanitizer's tree.
+
 #include "forebay/dma/range_index.h"
 
 #include <gtest/gtest.h>

@@ -1,3 +1,4 @@
+// One thread: not in the thread sanitizer's tree.
 // sg_list, its chunks, and what mapping makes of it.
 
 #include "forebay/dma/sg_list.h"

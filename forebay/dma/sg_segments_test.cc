@@ -1,3 +1,4 @@
+// One thread: not in the thread sanitizer's tree.
 // map_segments and unmap_segments: coalescing, splitting, limits, and what the domain is told.
 
 #include "forebay/dma/sg_segments.h"

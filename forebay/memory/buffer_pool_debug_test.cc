@@ -1,3 +1,4 @@
+// One thread: not in the thread sanitizer's tree.
 // The debug mode: what is reported, and that it names buffers and owners.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

@@ -1,3 +1,4 @@
+// One thread: not in the thread sanitizer's tree.
 // slab_cache: options that cannot be, names that are taken, caches in use, and objects that are not
 // the cache's. What the debug mode sees is in slab_debug_test.cc.
 

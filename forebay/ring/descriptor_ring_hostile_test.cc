@@ -1,3 +1,4 @@
+// One thread: not in the thread sanitizer's tree.
 // A ring whose other side does what it must not: every case ends in an error that names it, at
 // once, and nothing is read or written because of it.
 #include <gtest/gtest.h>

@@ -1,3 +1,5 @@
+// One thread: not in the thread sanitizer's tree.
+
 #include "forebay/ring/memory_regions.h"
 
 #include <gtest/gtest.h>

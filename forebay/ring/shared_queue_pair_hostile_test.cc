@@ -1,3 +1,4 @@
+// One thread: not in the thread sanitizer's tree.
 // A queue pair whose other side does what it must not: every case ends in an error that names it,
 // at once, and nothing is read, written or completed because of it.
 #include <gtest/gtest.h>

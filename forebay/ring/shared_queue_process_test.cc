@@ -1,3 +1,4 @@
+// One thread: not in the thread sanitizer's tree.
 // Both kinds of ring between two processes: a device that is a child process, with memory of its
 // own mapping, that works, dies or has never been told the truth.
 #include <gtest/gtest.h>

@@ -1,3 +1,4 @@
+// One thread: not in the thread sanitizer's tree.
 // The rings in shared memory when there is no memory for what a side keeps of its own.
 #include <gtest/gtest.h>
 

@@ -1,3 +1,5 @@
+// One thread: not in the thread sanitizer's tree.
+
 #include "forebay/ring/uring_queue_pair.h"
 
 #include <gtest/gtest.h>

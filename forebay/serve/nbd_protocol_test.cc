@@ -1,3 +1,5 @@
+// One thread: not in the thread sanitizer's tree.
+
 #include "forebay/serve/nbd_protocol.h"
 
 #include <gtest/gtest.h>

@@ -1,3 +1,4 @@
+// One thread: not in the thread sanitizer's tree.
 // Classic mistakes. The explorer has to find each of them: a test that finds nothing wrong in right
 // programs shows little by itself. Each has its right counterpart beside it, which passes.
 #include <array>

@@ -1,3 +1,4 @@
+// One thread: not in the thread sanitizer's tree.
 // The buffers that each CPU used last (forebay/cache/buffer_lru.h) in the explorer, and the lock of
 // what belongs to a CPU, as it is where there are no restartable sequences (os/cpu_lock.h): one
 // slot that all threads try, which is what threads of one CPU are to each other.

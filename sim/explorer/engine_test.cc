@@ -1,3 +1,4 @@
+// One thread: not in the thread sanitizer's tree.
 // The explorer's own behaviour: data races, waiting, deadlocks, bounds, replay, weakening.
 #include "forebay/base/assert.h"
 #include "sim/explorer/test_explore.h"

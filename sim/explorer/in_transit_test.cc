@@ -1,3 +1,4 @@
+// One thread: not in the thread sanitizer's tree.
 // The search for the last free item (forebay/memory/in_transit.h, as memory/cpu_cache.cc uses it)
 // in the explorer: while an item is moved between places, nobody may conclude that there is none.
 #include "forebay/memory/in_transit.h"

@@ -1,3 +1,4 @@
+// One thread: not in the thread sanitizer's tree.
 // The free lists (forebay/memory/lock_free_stack.h, bitmap_list.h) and the hand-over to one
 // consumer (forebay/ring/mpsc_stack.h) in the explorer.
 #include <array>

@@ -1,3 +1,4 @@
+// One thread: not in the thread sanitizer's tree.
 // Litmus tests: which results of the classic small programs the explorer finds, and which it must
 // not (the names are those of Alglave, Maranget and Tautschnig, 2014). What is asked of each is the
 // C++20 standard's answer.

@@ -1,3 +1,4 @@
+// One thread: not in the thread sanitizer's tree.
 // The page cache's lookup in the explorer: the index that is read without a lock (forebay/cache/
 // page_index.h), the frame that is pinned on a guess (memory/page.h) or read without a pin, and its
 // lock bit (page_wait.h). A tree of nodes with two or four slots, whose nodes and frames are used

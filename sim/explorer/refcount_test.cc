@@ -1,3 +1,4 @@
+// One thread: not in the thread sanitizer's tree.
 // Reference counts (forebay/base/refcount.h, weak_ref.h) in the explorer.
 #include "forebay/base/refcount.h"
 

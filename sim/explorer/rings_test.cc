@@ -1,3 +1,4 @@
+// One thread: not in the thread sanitizer's tree.
 // The rings between threads (forebay/ring/spsc_ring.h, mpmc_ring.h) in the explorer.
 #include <algorithm>
 #include <array>

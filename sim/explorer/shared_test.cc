@@ -1,3 +1,4 @@
+// One thread: not in the thread sanitizer's tree.
 // The rings in memory that two processes share (forebay/ring/event_index.h, descriptor_ring.h,
 // shared_queue_pair.h and its other side) in the explorer. The two sides are two threads of one
 // process here; what a hostile process may write, the unit tests show.

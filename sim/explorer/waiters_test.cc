@@ -1,3 +1,4 @@
+// One thread: not in the thread sanitizer's tree.
 // Waiting in queues (forebay/base/waiter_count.h, ring/wait_list.h) and for a place on a device
 // (block/admission.h) in the explorer.
 #include <array>

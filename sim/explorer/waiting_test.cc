@@ -1,3 +1,4 @@
+// One thread: not in the thread sanitizer's tree.
 // Waiting (forebay/ring/event_count.h, waiting_ring.h) in the explorer: no wake-up is lost, and who
 // waits for what never comes is told so.
 #include <array>
