@@ -151,26 +151,35 @@ class HouseRules(unittest.TestCase):
         for files, status_wanted, expected in (
             ({}, 0, "0 with findings"),
             ({"forebay/base/a.cc": bad}, 1, "misc-redundant-expression"),
-            ({"tools/forebay/a.cc": wrong_name}, 1, "readability-identifier-naming"),
-            ({"forebay/base/b.h": bad_header, "forebay/base/a.cc": '#include "forebay/base/b.h"\n'},
-             1, "b.h.*readability-identifier-naming"),
+            ({"tools/forebay/a.cc": wrong_name, "forebay/base/b.h": bad_header,
+              "forebay/base/a.cc": '#include "forebay/base/b.h"\n'},
+             1, "(?s)b.h[^\n]*readability-identifier-naming.*a.cc[^\n]*readability-identifier-naming"),
         ):
             with self.subTest(expected), Tree(files=files) as tree:
                 build = tree.root / "build"
                 build.mkdir()
                 names = ["forebay/base/thing.cc", *(f for f in files if f.endswith(".cc"))]
+                compiled = [tree.root / f for f in names]
+                if len(files) == 1:  # as where several are compiled at a time
+                    unity = build / "CMakeFiles/thing.dir/Unity/unity_g0_cxx.cxx"
+                    unity.parent.mkdir(parents=True)
+                    unity.write_text("".join(f'#include "{path}"\n' for path in compiled))
+                    compiled = [unity]
                 (build / "compile_commands.json").write_text(json.dumps([
-                    {"directory": str(build), "file": str(tree.root / f),
-                     "command": f"clang++-19 -std=c++23 -I{tree.root} -c {tree.root / f}"}
-                    for f in names]))
+                    {"directory": str(build), "file": str(path),
+                     "command": f"clang++-19 -std=c++23 -I{tree.root} -c {path}"} for path in compiled]))
                 arguments = ("--build", build, "--root", tree.root)
                 status, said = tree.run("tidy", *arguments)
                 self.assertEqual(status, status_wanted, said)
                 self.assertRegex(said, expected)
+                if len(files) > 1:
+                    continue
                 # What passed is not looked at again; what failed is.
                 status, said = tree.run("tidy", *arguments)
                 self.assertEqual(status, status_wanted, said)
                 self.assertRegex(said, f"{len(names)} files, {status_wanted} looked at")
+                if status_wanted != 0:
+                    continue
                 # A change in a header is a change in all that include it.
                 (tree.root / "forebay/base/thing.h").write_text(
                     CLEAN["forebay/base/thing.h"].replace("twice(", "Twice("))
