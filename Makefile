@@ -39,8 +39,8 @@ test: test-programs ## run every test; ends with CTest's summary
 test-programs:
 	@$(DEPS) test
 	@cmake --preset release -DFOREBAY_BUILD_TESTS=ON -DFOREBAY_TEST_BUILDS=ON >/dev/null
-	@cmake --preset asan >/dev/null
-	@cmake --preset tsan >/dev/null
+	@cmake --preset asan -DFOREBAY_UNITY=ON >/dev/null
+	@cmake --preset tsan -DFOREBAY_UNITY=ON >/dev/null
 	@cmake --build --preset release -j $(JOBS)
 	@cmake --build --preset asan -j $(JOBS)
 	@cmake --build --preset tsan -j $(JOBS)

@@ -36,3 +36,24 @@ endif()
 set(FOREBAY_COMMON_HEADERS
   <algorithm> <array> <atomic> <bit> <chrono> <concepts> <coroutine> <cstdint> <cstring> <expected> <functional> <memory>
   <mutex> <new> <optional> <span> <string> <string_view> <thread> <utility> <vector> <fmt/format.h>)
+
+# forebay_compile_together(TARGET SIZE FILE...): with FOREBAY_UNITY, up to SIZE of these sources of the target at a time,
+# for a tree that is compiled once: `make test` sets it in the sanitizer trees. In the release tree each is compiled alone.
+function(forebay_compile_together target size)
+  if(NOT FOREBAY_UNITY)
+    return()
+  endif()
+  set(files ${ARGN})
+  list(TRANSFORM files PREPEND "${PROJECT_SOURCE_DIR}/" REGEX "^[^/]")
+  execute_process(
+    COMMAND "${PROJECT_SOURCE_DIR}/scripts/unity-groups" "${PROJECT_SOURCE_DIR}" ${size} ${files}
+    OUTPUT_VARIABLE lines COMMAND_ERROR_IS_FATAL ANY)
+  string(REGEX MATCHALL "[^;\n]+;[^\n]+" words "${lines}")
+  while(words)
+    list(POP_FRONT words group file)
+    set_source_files_properties("${file}" PROPERTIES UNITY_GROUP ${group})
+  endwhile()
+  set_target_properties(${target} PROPERTIES UNITY_BUILD ON UNITY_BUILD_MODE GROUP)
+  # A local name of one file may be one of another's anonymous namespace.
+  target_compile_options(${target} PRIVATE -Wno-shadow)
+endfunction()
