@@ -32,8 +32,9 @@ run: ## serve IMAGE (default: demo.img, made if missing) with CACHE (such as 512
 	@$(MAKE) --no-print-directory release DEPS=:
 	@exec scripts/run
 
+# One test more than there are CPUs: some mostly wait.
 test: test-programs ## run every test; ends with CTest's summary
-	@ctest --test-dir $(BUILD)/release --output-on-failure --no-tests=error -j $(JOBS)
+	@ctest --test-dir $(BUILD)/release --output-on-failure --no-tests=error -j $$(($(JOBS) + 1))
 
 .PHONY: test-programs
 test-programs:

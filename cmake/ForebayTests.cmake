@@ -83,6 +83,12 @@ if(sources)
   forebay_test_program(integration SOURCES ${sources} examples/tinyfs/tinyfs.cc LIBS PkgConfig::libnbd)
 endif()
 
+# The long ones first, or a first run ends with one of them and an idle CPU: seconds, roughly. (Of a tree that has been
+# tested before, CTest knows how long each took.)
+set(cost_of_tidy 70)
+set(cost_of_sanitizers 20)
+set(cost_of_scripts 5)
+
 set(test_environment
   "FOREBAY=${PROJECT_BINARY_DIR}/forebay"
   "FOREBAY_SOURCE=${PROJECT_SOURCE_DIR}"
@@ -116,7 +122,7 @@ if(FOREBAY_TEST_BUILDS)
     foreach(name IN LISTS ${tree}_programs)
       add_test(NAME ${tree}.${name} COMMAND "${tree_dir}/forebay_${name}_test" --gtest_brief=1)
       set_tests_properties(${tree}.${name} PROPERTIES
-        TIMEOUT 300 LABELS ${tree}
+        TIMEOUT 300 LABELS ${tree} COST ${cost_of_sanitizers}
         ENVIRONMENT "${sanitizer_environment};FOREBAY=${tree_dir}/forebay;FOREBAY_BUILD=${tree_dir}")
     endforeach()
   endforeach()
@@ -150,7 +156,7 @@ function(forebay_script_test script)
   endforeach()
   add_test(NAME ${name} COMMAND "${script}" WORKING_DIRECTORY "${PROJECT_BINARY_DIR}")
   set_tests_properties(${name} PROPERTIES
-    TIMEOUT ${timeout} LABELS "${labels}" PROCESSORS ${processors} RUN_SERIAL ${serial}
+    TIMEOUT ${timeout} LABELS "${labels}" PROCESSORS ${processors} RUN_SERIAL ${serial} COST ${cost_of_scripts}
     SKIP_RETURN_CODE 77 ENVIRONMENT "${test_environment}")
 endfunction()
 
@@ -167,7 +173,7 @@ endforeach()
 function(forebay_house_test name)
   add_test(NAME house.${name} COMMAND ${ARGN} WORKING_DIRECTORY "${PROJECT_SOURCE_DIR}")
   set_tests_properties(house.${name} PROPERTIES
-    TIMEOUT 600 LABELS house SKIP_RETURN_CODE 77)
+    TIMEOUT 600 LABELS house SKIP_RETURN_CODE 77 COST ${cost_of_scripts})
 endfunction()
 
 forebay_house_test(layers "${PROJECT_SOURCE_DIR}/scripts/check-layers")
@@ -180,5 +186,5 @@ forebay_house_test(headers
 set_tests_properties(house.headers PROPERTIES PROCESSORS 2)
 if(FOREBAY_TEST_BUILDS)
   forebay_house_test(tidy "${PROJECT_SOURCE_DIR}/scripts/tidy" --jobs 2 --recent)
-  set_tests_properties(house.tidy PROPERTIES PROCESSORS 2)
+  set_tests_properties(house.tidy PROPERTIES PROCESSORS 2 COST ${cost_of_tidy})
 endif()
