@@ -71,11 +71,13 @@ def numbers(packets):
     return [struct.unpack_from(">I", data, 14)[0] for _, data, _ in packets if data.startswith(OURS)]
 
 
-def check_readers(path, count):
-    """tshark and capinfos read it without a warning."""
+def check_readers(path, count, decode=False):
+    """capinfos, and tshark if it is to be decoded, read it without a warning."""
     done = run("capinfos", "-M", "-c", "-T", "-r", path)
     expect(not done.stderr.strip(), f"capinfos: {done.stderr}")
     expect(done.stdout.split()[-1] == str(count), f"capinfos: {done.stdout}, not {count}")
+    if not decode:
+        return
     done = run("tshark", "-n", "-r", path, "-T", "fields", "-e", "frame.number", timeout=90)
     errors = [line for line in done.stderr.splitlines() if "Running as user" not in line]
     expect(not errors, f"tshark: {errors}")
@@ -175,7 +177,7 @@ def everything_in_order(directory):
         if data != frames[number] or wire != len(data):
             expect(False, f"frame {number} differs")
         expect(started - 1 <= stamp <= time.time() + 1, f"frame {number} is of {stamp}")
-    check_readers(path, account["written"])
+    check_readers(path, account["written"], decode=True)
 
 
 def filter_snap_and_count(directory):
