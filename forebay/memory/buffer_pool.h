@@ -229,22 +229,25 @@ class buffer_pool final : public registered_memory {
   // The same for who keeps a record of his own for each buffer, as a packet pool does, and so needs
   // no check against a second free: flags are left as they are, and so is the count, at 1. The
   // buffer may be shared meanwhile, by adopt() and share(); the only holder frees it.
-  [[nodiscard, gnu::always_inline]] buffer* try_allocate_resting() noexcept {
+  // Both speak of its number, which is at hand sooner than what lies behind a pointer: no_index if
+  // there is none.
+  static constexpr std::uint32_t no_index = cpu_cache::none;
+  [[nodiscard, gnu::always_inline]] std::uint32_t try_allocate_resting() noexcept {
     const std::uint32_t item = take();
     if (item == cpu_cache::none) [[unlikely]]
-      return nullptr;
-    buffer* const b = &headers_[item];
-    if (b->refs_.value() != 1) [[unlikely]]
-      b->refs_.set(1);
+      return no_index;
+    buffer& b = headers_[item];
+    if (b.refs_.value() != 1) [[unlikely]]
+      b.refs_.set(1);
     if (tracker_.enabled()) [[unlikely]]
-      record_owner(*b);
-    return b;
+      record_owner(b);
+    return item;
   }
-  [[gnu::always_inline]] void free_resting(buffer& b) noexcept {
-    FOREBAY_DCHECK(b.pool_ == this && b.has_one_holder());
+  [[gnu::always_inline]] void free_resting(buffer& b, std::uint32_t index) noexcept {
+    FOREBAY_DCHECK(b.pool_ == this && b.index_ == index && b.has_one_holder());
     if (has_owners()) [[unlikely]]
       end_raw(b);
-    recycle(b);
+    cache_.push(index);
   }
 
   // A handle for a buffer whose only holder is the caller, who is that no more. (What

@@ -12,7 +12,8 @@ namespace forebay {
 void packet_buffer::forget_fragments() noexcept {
   fragment_count_ = 0;
   fragment_length_ = 0;
-  if (array_ != nullptr) pool_->fragment_arrays_->free(std::exchange(array_, nullptr));
+  if ((flags_ & flag_array) != 0) pool_->fragment_arrays_->free(array_);
+  flags_ &= static_cast<std::uint8_t>(~flag_array);
 }
 
 // The descriptor of a packet whose references are gone, or somebody else's.
@@ -54,11 +55,12 @@ result<> packet_buffer::copy_out(std::size_t offset, std::span<std::byte> to) co
 
 // There may be so many more afterwards. False: no memory.
 bool packet_buffer::make_room(unsigned fragments) noexcept {
-  if (array_ != nullptr || fragment_count_ + fragments <= inline_count) return true;
+  if ((flags_ & flag_array) != 0 || fragment_count_ + fragments <= inline_count) return true;
   auto* const array = static_cast<packet_fragment*>(pool_->fragment_arrays_->allocate());
   if (array == nullptr) return false;
   std::uninitialized_copy_n(fragment_array(), fragment_count_, array);
   array_ = array;
+  flags_ |= flag_array;
   return true;
 }
 
@@ -161,12 +163,12 @@ result<packet> packet_buffer::split(std::size_t at) noexcept {
   if (at > length()) return fail(ENODATA);
   void* const memory = pool_->new_bare();
   if (memory == nullptr) return fail(ENOMEM);
-  auto* const rest = new (memory) packet_buffer(*pool_, {}, nullptr, 0, flag_bare);
+  auto* const rest = new (memory) packet_buffer(*pool_, {}, nullptr, 0, 0, flag_bare);
   packet made = packet::adopt(*rest);
   if (!rest->make_room(fragment_count_)) return fail(ENOMEM);
   rest->timestamp_ns_ = timestamp_ns_;
   rest->port_ = port_;
-  rest->mark_ = mark_;
+  if ((flags_ & flag_marked) != 0) rest->set_mark(mark_);
 
   const std::size_t linear = linear_length();
   const std::size_t length_before = length();
@@ -223,7 +225,7 @@ void packet_buffer::take_description(const packet_buffer& from) noexcept {
   wire_length_ = from.wire_length_;
   timestamp_ns_ = from.timestamp_ns_;
   port_ = from.port_;
-  mark_ = from.mark_;
+  if ((from.flags_ & flag_marked) != 0) set_mark(from.mark_);
 }
 
 // --- another block ---
@@ -281,8 +283,11 @@ result<packet> packet_buffer::copy(std::size_t headroom) const noexcept {
 
 // Takes all fragments of `from` over; there are none here.
 void packet_buffer::take_fragments(packet_buffer& from) noexcept {
-  array_ = std::exchange(from.array_, nullptr);
-  if (array_ == nullptr) {
+  if ((from.flags_ & flag_array) != 0) {
+    array_ = from.array_;
+    flags_ |= flag_array;
+    from.flags_ &= static_cast<std::uint8_t>(~flag_array);
+  } else {
     std::uninitialized_copy_n(from.fragment_array(), from.fragment_count_, fragment_array());
   }
   fragment_count_ = std::exchange(from.fragment_count_, 0);

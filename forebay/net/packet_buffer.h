@@ -227,8 +227,12 @@ class alignas(64) packet_buffer {
   // How long it was on the wire, if what is here is a part of it.
   std::size_t wire_length() const noexcept { return wire_length_ != 0 ? wire_length_ : length(); }
   void set_wire_length(std::uint32_t n) noexcept { wire_length_ = n; }
-  std::uint32_t mark() const noexcept { return mark_; }  // the user's own; 0 at first
-  void set_mark(std::uint32_t mark) noexcept { mark_ = mark; }
+  // The user's own; 0 at first.
+  std::uint32_t mark() const noexcept { return (flags_ & flag_marked) != 0 ? mark_ : 0; }
+  void set_mark(std::uint32_t mark) noexcept {
+    mark_ = mark;
+    flags_ |= flag_marked;
+  }
   packet_pool& pool() const noexcept { return *pool_; }
   packet_block block() const noexcept { return block_; }
 
@@ -262,11 +266,13 @@ class alignas(64) packet_buffer {
   enum flag : std::uint8_t {
     flag_cloned = 1u << 0,  // see the invariants
     flag_bare = 1u << 1,    // from the pool's bare descriptors
+    flag_marked = 1u << 2,  // mark_ has been set since begin()
+    flag_array = 1u << 3,   // there is an array of fragments
   };
 
   packet_buffer(packet_pool& pool, packet_block block, std::byte* head, std::uint32_t end,
-                std::uint8_t flags) noexcept
-      : head_(head), block_(block), end_(end), flags_(flags), pool_(&pool) {}
+                std::uint32_t number, std::uint8_t flags) noexcept
+      : head_(head), block_(block), end_(end), flags_(flags), number_(number), pool_(&pool) {}
   // A bare one on what `from` is on, without its fragments.
   struct bare_clone {};
   packet_buffer(const packet_buffer& from, bare_clone) noexcept
@@ -281,9 +287,9 @@ class alignas(64) packet_buffer {
         wire_length_(from.wire_length_),
         timestamp_ns_(from.timestamp_ns_),
         port_(from.port_),
-        flags_(from.block_ ? flag_bare | flag_cloned : flag_bare),
-        mark_(from.mark_),
-        pool_(from.pool_) {}
+        flags_((from.flags_ & flag_marked) | flag_bare | (from.block_ ? flag_cloned : 0)),
+        pool_(from.pool_),
+        mark_(from.mark_) {}
 
   // A new packet on a buffer of the pool.
   void begin(std::uint32_t headroom, std::uint32_t end) noexcept {
@@ -299,13 +305,12 @@ class alignas(64) packet_buffer {
     port_ = 0;
     flags_ = 0;
     fragment_count_ = 0;
-    mark_ = 0;
   }
   bool is_plain() const noexcept { return ((flags_ & flag_bare) | fragment_count_) == 0; }
   [[gnu::always_inline]] static void release(packet_buffer& p) noexcept {
     if (!p.is_plain()) [[unlikely]]
       return release_slow(p);
-    packet_block::put_buffer(p.block_.pool_buffer());
+    packet_block::put_buffer(p.block_.pool_buffer(), p.number_);
   }
   static void release_slow(packet_buffer& p) noexcept;
   static void retire(packet_buffer& p) noexcept;
@@ -340,10 +345,10 @@ class alignas(64) packet_buffer {
   void copy_fragments(std::size_t n, packet_buffer& to) const noexcept;
 
   packet_fragment* fragment_array() noexcept {
-    return array_ != nullptr ? array_ : reinterpret_cast<packet_fragment*>(inline_);
+    return (flags_ & flag_array) != 0 ? array_ : reinterpret_cast<packet_fragment*>(inline_);
   }
 
-  // The first line. begin() writes all but the first two.
+  // The first line. begin() writes all but head_, block_ and number_.
   std::byte* head_;
   packet_block block_;      // of the linear part; none if there is no such part
   std::uint32_t data_ = 0;  // this and what follows: distances from head_
@@ -358,13 +363,16 @@ class alignas(64) packet_buffer {
   std::uint16_t port_ = 0;
   std::uint8_t flags_;
   std::uint8_t fragment_count_ = 0;
-  std::uint32_t mark_ = 0;
+  std::uint32_t number_ = 0;  // direct: of its buffer
 
   // The second: for packets with fragments. A free descriptor has none, and no array.
   static constexpr unsigned inline_count = 2;
   packet_pool* pool_;
-  packet_fragment* array_ = nullptr;  // of fragments_max, from the pool, instead of inline_
-  alignas(packet_fragment) std::byte inline_[inline_count * sizeof(packet_fragment)];
+  std::uint32_t mark_ = 0;  // if flag_marked
+  union {
+    packet_fragment* array_ = nullptr;  // if flag_array: of fragments_max, from the pool
+    alignas(packet_fragment) std::byte inline_[inline_count * sizeof(packet_fragment)];
+  };
 };
 
 static_assert(sizeof(packet_buffer) == 128);

@@ -60,14 +60,15 @@ packet_pool::packet_pool(const options& opts, std::unique_ptr<buffer_pool> buffe
 packet_pool::~packet_pool() = default;
 
 void packet_pool::describe(packet_buffer& p, buffer& b) noexcept {
-  new (&p) packet_buffer(*this, packet_block(b), b.data(), buffer_bytes_, 0);
+  new (&p) packet_buffer(*this, packet_block(b), b.data(), buffer_bytes_, b.index(), 0);
 }
 
 result<packet> packet_pool::allocate(std::chrono::nanoseconds timeout,
                                      const std::stop_token& stop) noexcept {
   auto b = buffers_->allocate(timeout, stop);
   if (!b) return fail(b.error());
-  return start(*b->release());
+  buffer& taken = *b->release();
+  return start(taken, taken.index());
 }
 
 std::size_t packet_pool::allocate_burst(std::span<packet> packets) noexcept {
@@ -76,7 +77,7 @@ std::size_t packet_pool::allocate_burst(std::span<packet> packets) noexcept {
   while (done < packets.size()) {
     const std::size_t n = std::min(packets.size() - done, taken.size());
     if (!buffers_->try_allocate_bulk_raw(std::span(taken).first(n))) break;
-    for (std::size_t i = 0; i < n; ++i) packets[done++] = start(*taken[i]);
+    for (std::size_t i = 0; i < n; ++i) packets[done++] = start(*taken[i], taken[i]->index());
   }
   // What is left is less than a chunk.
   for (; done < packets.size(); ++done) {
@@ -117,7 +118,7 @@ result<packet> packet_pool::attach(external_block& block, std::span<std::byte> b
   if (memory == nullptr) return fail(ENOMEM);
   auto* const p = new (memory)
       packet_buffer(*this, packet_block(block), bytes.data(),
-                    static_cast<std::uint32_t>(bytes.size()), packet_buffer::flag_bare);
+                    static_cast<std::uint32_t>(bytes.size()), 0, packet_buffer::flag_bare);
   p->data_ = static_cast<std::uint32_t>(headroom);
   p->tail_ = static_cast<std::uint32_t>(headroom + length);
   return packet::adopt(*p);

@@ -58,10 +58,10 @@ class packet_pool {
   // An empty packet with the pool's headroom; an empty handle if there is no buffer. Any thread, as
   // all that follow.
   [[nodiscard, gnu::always_inline]] packet try_allocate() noexcept {
-    buffer* const b = buffers_->try_allocate_resting();
-    if (b == nullptr) [[unlikely]]
+    const std::uint32_t number = buffers_->try_allocate_resting();
+    if (number == buffer_pool::no_index) [[unlikely]]
       return {};
-    return start(*b);
+    return start(buffers_->at(number), number);
   }
   // The same, waiting for a buffer. Errors: ETIMEDOUT, ECANCELED, ENOMEM, as buffer_pool's.
   result<packet> allocate(std::chrono::nanoseconds timeout,
@@ -94,8 +94,8 @@ class packet_pool {
               std::unique_ptr<slab_cache> bare,
               std::unique_ptr<slab_cache> fragment_arrays) noexcept;
 
-  [[gnu::always_inline]] packet start(buffer& b) noexcept {
-    packet_buffer& p = descriptors_[b.index()];
+  [[gnu::always_inline]] packet start(buffer& b, std::uint32_t number) noexcept {
+    packet_buffer& p = descriptors_[number];
     // Not so at the buffer's first use, and when it was given up and has been made anew.
     if (p.head_ != b.data()) [[unlikely]]
       describe(p, b);
