@@ -19,6 +19,7 @@ void add_serve(CLI::App& app, action& chosen);
 void add_stat(CLI::App& app, action& chosen);
 void add_slabs(CLI::App& app, action& chosen);
 void add_replay(CLI::App& app, action& chosen);
+void add_echo(CLI::App& app, action& chosen);
 void add_bench(CLI::App& app, action& chosen);
 void add_capture(CLI::App& app, action& chosen);
 

@@ -14,6 +14,7 @@ int main(int argc, char** argv) {
   tool::add_stat(app, chosen);
   tool::add_slabs(app, chosen);
   tool::add_replay(app, chosen);
+  tool::add_echo(app, chosen);
   tool::add_bench(app, chosen);
   tool::add_capture(app, chosen);
   try {

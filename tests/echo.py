@@ -1,0 +1,118 @@
+#!/usr/bin/env python3
+# ctest: timeout=60
+"""forebay echo on a veth pair: ping(8), IPv6 pings and UDP from the kernel's side, and bad input."""
+
+import os
+import re
+import signal
+import subprocess
+
+from lib import Skip, expect, main, need, need_root, program
+
+SPACE = f"forebay-echo-{os.getpid()}"
+PINGS = 500
+
+
+def ip(*words):
+    subprocess.run(["ip", "-n", SPACE, *words], check=True)
+
+
+class Space:
+    """A network namespace with the pair near (10.9.0.1, the kernel's) and far (forebay's)."""
+
+    def __enter__(self):
+        made = subprocess.run(["ip", "netns", "add", SPACE], capture_output=True, text=True)
+        if made.returncode != 0:
+            raise Skip(f"no network namespaces: {made.stderr.strip()}")
+        try:
+            ip("link", "add", "name", "near", "type", "veth", "peer", "name", "far")
+            # The kernel's own address on far would answer as well.
+            subprocess.run(["ip", "netns", "exec", SPACE, "sysctl", "-qw", "net.ipv6.conf.far.disable_ipv6=1"], check=True)
+            ip("addr", "add", "10.9.0.1/24", "dev", "near")
+            ip("addr", "add", "fd09::1/64", "dev", "near", "nodad")
+            ip("link", "set", "near", "up")
+            ip("link", "set", "far", "up")
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_):
+        subprocess.run(["ip", "netns", "del", SPACE], check=False)
+
+
+def inside(*words, **more):
+    return subprocess.run(["ip", "netns", "exec", SPACE, *words], capture_output=True, text=True, timeout=30, **more)
+
+
+class Echo:
+    def __init__(self, *options):
+        self.process = subprocess.Popen(["ip", "netns", "exec", SPACE, program(), "echo", "far", *options],
+                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        line = self.process.stderr.readline()
+        expect("answering on far" in line, f"forebay echo said: {line}")
+
+    def end(self):
+        self.process.send_signal(signal.SIGINT)
+        out, error = self.process.communicate(timeout=10)
+        expect(self.process.returncode == 0, f"status {self.process.returncode}: {error}")
+        expect("answers not sent 0" in out, out)
+        return {name: int(n) for name, n in re.findall(r"^(\w+) (\d+)$", out, re.M)}
+
+
+UDP_CLIENT = """
+import socket, sys
+s = socket.socket(socket.AF_INET6 if ':' in sys.argv[1] else socket.AF_INET, socket.SOCK_DGRAM)
+s.settimeout(5)
+s.connect((sys.argv[1], 7777))
+for n in (0, 1, 17, 512, 1400):
+    for turn in range(20):
+        text = bytes((turn + i) % 256 for i in range(n))
+        s.send(text)
+        got = s.recv(2000)
+        assert got == text, (n, len(got))
+"""
+
+
+def answers_the_kernel():
+    echo = Echo("--ipv4", "10.9.0.2", "--ipv6", "fd09::2")
+    try:
+        got = inside("ping", "-q", "-f", "-c", str(PINGS), "10.9.0.2")
+        expect(f"{PINGS} received, 0% packet loss" in got.stdout, got.stdout + got.stderr)
+        got = inside("ping", "-q", "-c", "3", "-i", "0.05", "-s", "1400", "10.9.0.2")
+        expect(" 0% packet loss" in got.stdout, got.stdout + got.stderr)
+        got = inside("ping", "-6", "-q", "-c", "5", "-i", "0.05", "fd09::2")
+        expect(" 0% packet loss" in got.stdout, got.stdout + got.stderr)
+        for address in ("10.9.0.2", "fd09::2"):
+            got = inside("python3", "-c", UDP_CLIENT, address)
+            expect(got.returncode == 0, got.stderr)
+        got = inside("ping", "-q", "-c", "1", "-W", "1", "10.9.0.3")
+        expect("100% packet loss" in got.stdout, "somebody else's address was answered")
+    finally:
+        account = echo.end()
+    expect(account["icmp"] == PINGS + 3 and account["icmpv6"] == 5 and account["udp"] == 200, account)
+    expect(account["arp"] >= 1 and account["neighbour"] >= 1, account)
+    expect("bad_checksum" not in account and "malformed" not in account, account)
+
+
+def says_what_is_wrong():
+    for words, text in ((["nothere", "--ipv4", "10.9.0.2"], "nothere: no such interface"),
+                        (["far"], "say for which address"),
+                        (["far", "--ipv4", "10.9"], "'10.9' is no IPv4 address"),
+                        (["far", "--macswap", "--mac", "01:00:00:00:00:00"], "is no address of one interface")):
+        got = inside(program(), "echo", *words)
+        expect(got.returncode == 1 and got.stderr.count("\n") == 1 and text in got.stderr, got.stderr)
+    got = inside("setpriv", "--bounding-set=-net_raw", program(), "echo", "far", "--ipv4", "10.9.0.2")
+    expect(got.returncode == 1 and "CAP_NET_RAW" in got.stderr, got.stderr)
+
+
+def test(_):
+    need("ip", "ping", "setpriv", "sysctl")
+    need_root()
+    with Space():
+        says_what_is_wrong()
+        answers_the_kernel()
+
+
+if __name__ == "__main__":
+    main(test)
