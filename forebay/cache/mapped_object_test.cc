@@ -424,9 +424,24 @@ TEST(mapped_object, many_tasks_on_two_threads) {
       if (left.fetch_sub(1) == 1) o.space().stop_flusher();
       co_return result<>{};
     };
+    // Reads everywhere: whatever there is just then, but not what the device has in free blocks.
+    const auto watch = [&](unsigned number) -> task<> {
+      std::mt19937_64 rng(number);
+      std::vector<std::byte> out(30'000);
+      const std::vector<std::byte> free_block = filled(32, 0xee);
+      for (int i = 0; i < 4 * operations; ++i) {
+        const result<std::size_t> n = co_await o.read(rng() % (2 * per_thread * stretch), out);
+        EXPECT_TRUE(n);
+        if (!n) break;
+        const auto seen = std::span(out).first(*n);
+        EXPECT_TRUE(std::ranges::search(seen, free_block).empty());
+      }
+      co_return result<>{};
+    };
     run_on_loops(2, [&](unsigned t) {
       task_list tasks;
       if (t == 0) tasks.push_back(o.space().run_flusher());
+      tasks.push_back(watch(t));
       for (unsigned i = 0; i < per_thread; ++i) tasks.push_back(work(t * per_thread + i));
       return tasks;
     });
