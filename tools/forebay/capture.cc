@@ -64,8 +64,9 @@ struct memory_plan {
 
 memory_plan divide(std::uint64_t bytes) {
   memory_plan m;
+  // The ring is for the time until the receiving thread gets a CPU, so it is no small part.
   const std::uint64_t ring =
-      std::clamp<std::uint64_t>(std::bit_floor(bytes / 8), 2u << 20, 64u << 20);
+      std::clamp<std::uint64_t>(std::bit_floor(bytes / 4), 2u << 20, 256u << 20);
   m.ring_block_bytes = static_cast<std::uint32_t>(std::min<std::uint64_t>(ring / 4, 1u << 20));
   m.ring_blocks = static_cast<std::uint32_t>(ring / m.ring_block_bytes);
   m.cache_bytes = std::clamp<std::uint64_t>(bytes / 4, 8u << 20, 256u << 20);
