@@ -70,7 +70,7 @@ class capture_reader {
   result<step> next_block(record& out);
   result<step> next_classic(record& out);
   result<step> skip_block(std::uint64_t length);
-  result<> start_section(std::span<const std::byte> block);
+  result<> start_section(std::span<const std::byte> body);
   void add_interface(std::span<const std::byte> body);
   void read_statistics(std::span<const std::byte> body);
   step read_packet(std::span<const std::byte> body, record& out);
