@@ -48,7 +48,7 @@ address_space::~address_space() {
       at = found->index;
       p = found->frame;
       FOREBAY_ASSERT(!p->test(page_writeback));
-      p->refs.get();
+      p->refs().get();
       block_api::disassociate(*p);
     }
     remove_page(*p);
@@ -92,7 +92,7 @@ address_space::add_outcome address_space::add_page(std::uint64_t index, page& p)
     if (index_.next(index, end)) return add_outcome::exists;
     if (!index_.insert(index, p)) return add_outcome::no_memory;
     if (p.is_large()) page_parts(p).make_empty();
-    p.refs.get();
+    p.refs().get();
     p.set(page_locked);
     p.set_identity(this, index);
   }
@@ -113,10 +113,10 @@ address_space::new_page address_space::add_large(std::uint64_t index, unsigned o
 
 bool address_space::split(page& p, std::uint32_t holders) noexcept {
   const scoped_lock hold(lock_);
-  if (!owns(p) || !p.refs.freeze(holders)) return false;
+  if (!owns(p) || !p.refs().freeze(holders)) return false;
   const std::uint64_t index = p.index.load(std::memory_order_relaxed);  // relaxed: frozen
   if (p.test(page_writeback | page_locked) || !index_.split(index, p)) {
-    p.refs.set(holders);
+    p.refs().set(holders);
     return false;
   }
   // What is known of the parts lies in the frames that are to be pages.
@@ -137,7 +137,7 @@ bool address_space::split(page& p, std::uint32_t holders) noexcept {
     part.set_identity(this, index + i);
     if ((flags[i] & page_dirty) == 0) index_.clear_tag(index + i, page_tag::dirty);
   }
-  p.refs.set(holders);
+  p.refs().set(holders);
   return true;
 }
 
@@ -174,9 +174,9 @@ void address_space::remove_page(page& p) noexcept {
 
 bool address_space::evict(page& p, std::uint32_t holders) noexcept {
   const scoped_lock hold(lock_);
-  if (!owns(p) || !p.refs.freeze(holders)) return false;
+  if (!owns(p) || !p.refs().freeze(holders)) return false;
   if (p.test(page_dirty | page_writeback | page_locked)) {
-    p.refs.set(holders);
+    p.refs().set(holders);
     return false;
   }
   block_api::disassociate(p);
@@ -193,12 +193,12 @@ bool address_space::move(page& p, std::uint32_t holders, page& fresh) noexcept {
   constexpr std::uint32_t kept = page_uptodate | page_dirty | page_error | page_viewed |
                                  page_private | page_zero | page_readahead | page_unused;
   const scoped_lock hold(lock_);
-  if (!owns(p) || !p.refs.freeze(holders)) return false;
+  if (!owns(p) || !p.refs().freeze(holders)) return false;
   // release: as page_index::insert(), for what the frame was before.
   std::atomic_thread_fence(std::memory_order_release);
   // Frozen, it is nobody's: no flag changes and no byte of the data.
   if (p.test(page_writeback | page_locked) || !move_buffers(p, fresh)) {
-    p.refs.set(holders);
+    p.refs().set(holders);
     return false;
   }
   std::memcpy(fresh.data(), p.data(), p.bytes());

@@ -49,13 +49,13 @@ buffer_head* block_api::find_in_page(address_space& space, std::uint64_t block,
   const std::uint64_t offset = block * size_bytes;
   const std::uint64_t index = address_space::page_of(offset);
   page* const p = space.index_.lookup(index);
-  if (p == nullptr || !p->refs.get_unless_zero(references)) return nullptr;
+  if (p == nullptr || !p->refs().get_unless_zero(references)) return nullptr;
   if (p->is_page_of(&space, index) && !p->is_large()) {
     buffer_head* b = page_buffers(*p);
     if (b != nullptr && b->size_bytes == size_bytes) b = buffer_at(*p, offset);
     if (b != nullptr && b->size_bytes == size_bytes && b->block_number == block) return b;
   }
-  if (p->refs.put(references)) release_page(*p);
+  if (p->refs().put(references)) release_page(*p);
   return nullptr;
 }
 
@@ -168,7 +168,7 @@ std::optional<block_api::gift> block_api::replace_unused(address_space& space, p
                                                          std::uint32_t size_bytes) noexcept {
   constexpr std::uint32_t holders = 2;  // we and the index
   const scoped_lock hold(space.lock_);
-  if (!p.refs.freeze(holders)) return std::nullopt;
+  if (!p.refs().freeze(holders)) return std::nullopt;
   // Nobody has a buffer any more who could mark it dirty.
   bool made = false;
   const bool clean = !p.test(page_dirty | page_writeback);
@@ -176,7 +176,7 @@ std::optional<block_api::gift> block_api::replace_unused(address_space& space, p
     disassociate(p);
     made = replace_buffers(p, space.cache_.buffers(), space.device_, size_bytes);
   }
-  p.refs.set(holders);
+  p.refs().set(holders);
   if (!clean) return std::nullopt;
   return made ? gift::given : gift::no_memory;
 }

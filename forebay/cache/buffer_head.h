@@ -101,7 +101,7 @@ struct buffer_head {
 };
 
 // One more use of a buffer that the caller uses already, and the end of one.
-inline void get_bh(buffer_head& b) noexcept { b.frame->refs.get(); }
+inline void get_bh(buffer_head& b) noexcept { b.frame->refs().get(); }
 inline void put_bh(buffer_head& b) noexcept { put_page(*b.frame); }
 
 // End the I/O of a buffer that is locked for it, with 0 or a negative errno: values of end_io. The

@@ -1,6 +1,6 @@
 // The buffers that each CPU used last, in front of the look-up of their pages: Linux's bh_lrus.
 //
-//    CPU 0: | b 7 | b 3 | … 16 buffers, the most recent first |     page.refs: 1 of the index
+//    CPU 0: | b 7 | b 3 | … 16 buffers, the most recent first |     refs(): 1 of the index
 //    CPU 1: | b 3 | b 9 | …                                   |       + (1 + lendable) for each
 //    place
 //
@@ -58,7 +58,7 @@ struct buffer_lru_traits {
   }
   static void put(buffer& b, std::uint32_t references) noexcept {
     page& p = *b.frame;
-    if (p.refs.put(references)) release_page(p);
+    if (p.refs().put(references)) release_page(p);
   }
   // Its page is worth keeping for a while.
   static void touch(const buffer& b) noexcept { b.frame->touch(); }

@@ -54,7 +54,7 @@ page_ref address_space::next_page(std::uint64_t& at, std::uint64_t end) noexcept
   const auto found = index_.next(at, end);
   if (!found) return {};
   at = found->end();
-  found->frame->refs.get();  // the index holds one while we hold lock_
+  found->frame->refs().get();  // the index holds one while we hold lock_
   return page_ref::adopt(*found->frame);
 }
 

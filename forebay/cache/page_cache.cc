@@ -156,7 +156,7 @@ std::uint64_t page_cache::reclaimable_pages() const noexcept {
 page_cache::vacated page_cache::vacate(page& p, page*& spare) noexcept {
   // With a reference of our own the frame stays what it is; without one it is free, or about to be,
   // or behind the head of a large page.
-  if (!p.refs.get_unless_zero()) return vacated::empty;
+  if (!p.refs().get_unless_zero()) return vacated::empty;
   page_ref mine = page_ref::adopt(p);
   if (!p.is_large()) return vacate_held(mine, spare);
   // Its spare is a block. What fills a chunk is not moved as a whole: the block would be another

@@ -330,7 +330,7 @@ class hole_device final : public device {
 // Bytes that the cache needs beside the pages: frames, index nodes, buffer heads, history.
 std::uint64_t metadata_bytes(page_cache& cache) {
   const page_cache_statistics s = cache.statistics();
-  return s.capacity_pages * sizeof(page) + cache.nodes().statistics().total_bytes +
+  return s.capacity_pages * page_state_bytes + cache.nodes().statistics().total_bytes +
          cache.buffers().slabs().statistics().total_bytes + s.eviction_history_bytes;
 }
 

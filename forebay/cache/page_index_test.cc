@@ -229,7 +229,7 @@ TEST(page_index, lookups_are_never_wrong_after_the_check_of_identity) {
   std::atomic<std::uint64_t> found{0};
   const auto find = [&](page_index& index, std::uint64_t at) -> page_ref {
     page* p = index.lookup(at);
-    if (p == nullptr || !p->refs.get_unless_zero()) return {};
+    if (p == nullptr || !p->refs().get_unless_zero()) return {};
     page_ref ref = page_ref::adopt(*p);
     if (p->owner.load(std::memory_order_acquire) != &index ||  // acquire: the identity with it
         p->index.load(std::memory_order_relaxed) != at) {      // relaxed: see above
@@ -274,7 +274,7 @@ TEST(page_index, lookups_are_never_wrong_after_the_check_of_identity) {
       p->index.store(at, std::memory_order_relaxed);               // relaxed: with the owner
       p->owner.store(&indexes[which], std::memory_order_release);  // release: pairs with find
       held[which][at] = p;
-    } else if (known->second->refs.freeze(1)) {
+    } else if (known->second->refs().freeze(1)) {
       indexes[which].erase(at);
       known->second->owner.store(nullptr, std::memory_order_relaxed);  // relaxed: frozen
       a->release(*known->second);

@@ -17,7 +17,7 @@ constexpr unsigned busy_cost = 64;
 // Whether a frame that is not free cannot be vacated just now: somebody besides the index holds it,
 // or it is under I/O.
 bool is_busy(const page& p) noexcept {
-  return p.refs.value() > 1 || p.test(page_locked | page_writeback);
+  return p.refs().value() > 1 || p.test(page_locked | page_writeback);
 }
 
 }  // namespace
@@ -51,7 +51,7 @@ unsigned page_cache_shrinker::cost_of(std::uint32_t chunk) const noexcept {
   for (std::uint32_t i = 0; i < arena::chunk_frames; ++i) {
     if (!used[i]) continue;
     const page& p = memory.frame(chunk * arena::chunk_frames + i);
-    if (p.refs.value() == 0) continue;  // free, and on its way
+    if (p.refs().value() == 0) continue;  // free, and on its way
     // A large page stands here for the frames behind its head, whose counts are zero.
     const bool move = p.was_used() || p.test(page_dirty);
     cost += p.frames() * (is_busy(p) ? busy_cost : move ? move_cost : evict_cost);

@@ -26,7 +26,7 @@ std::size_t address_space::collect(std::uint64_t& from, std::uint64_t end, page_
       from = end;
       break;
     }
-    found->frame->refs.get();  // the index holds one while we hold lock_
+    found->frame->refs().get();  // the index holds one while we hold lock_
     out[n++] = page_ref::adopt(*found->frame);
     from = found->end();
   }

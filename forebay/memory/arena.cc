@@ -10,12 +10,9 @@
 
 namespace forebay {
 
-template <>
-std::byte* page::data() const noexcept {
-  return home->address_of(*this);
-}
+static_assert(sizeof(page) == 48 && sizeof(refcount) == 4);
 
-void release_page(page& p) noexcept { p.home->release(p); }
+void release_page(page& p) noexcept { frame_table::of(&p).home->release(p); }
 
 arena_device::~arena_device() {
   // acquire: the last answer is complete.
@@ -30,6 +27,17 @@ std::uint64_t initial_bytes(std::uint64_t limit, std::uint32_t count) noexcept {
   return limit >= all ? all : round_down(limit, std::uint64_t{arena::chunk_bytes});
 }
 
+// The table, the counts and the frames.
+std::size_t table_bytes(std::uint32_t frames) noexcept {
+  return page_bytes + frame_table::count_bytes(frames) + frames * sizeof(page);
+}
+
+frame_table make_table(std::byte* at, std::byte* data, std::uint32_t frames) noexcept {
+  std::byte* const counts = at + page_bytes;
+  return {nullptr, data, reinterpret_cast<refcount*>(counts),
+          counts + frame_table::count_bytes(frames)};
+}
+
 // Twice what the page cache evicts at a time.
 constexpr std::uint32_t magazine_frames = 64;
 
@@ -40,7 +48,7 @@ result<std::unique_ptr<arena>> arena::create(const options& opts, memory_source&
   if (opts.bytes > max_bytes) return fail(errc::too_large);
   if (opts.numa_node != any_numa_node && !numa_node_exists(opts.numa_node)) return fail(ENODEV);
   parts p;
-  p.page_count = static_cast<std::uint32_t>(opts.bytes / (page_bytes + sizeof(page)));
+  p.page_count = static_cast<std::uint32_t>(opts.bytes / (page_bytes + page_state_bytes));
   auto data = source.map({.bytes = std::size_t{p.page_count} << page_shift,
                           .largest = opts.huge_pages
                                          ? opts.largest_pages.value_or(page_backing::huge_reserved)
@@ -49,9 +57,13 @@ result<std::unique_ptr<arena>> arena::create(const options& opts, memory_source&
                           .commit_bytes = initial_bytes(opts.limit_bytes, p.page_count)});
   if (!data) return fail(data.error());
   p.data = std::move(*data);
-  auto states = source.map({.bytes = p.page_count * sizeof(page), .node = opts.numa_node});
+  auto states = source.map({.bytes = table_bytes(p.page_count),
+                            .node = opts.numa_node,
+                            .alignment = frame_table::alignment});
   if (!states) return fail(states.error());
   p.page_states = std::move(*states);
+  new (p.page_states.data())
+      frame_table(make_table(p.page_states.data(), p.data.data(), p.page_count));
   const std::uint32_t chunks = buddy::chunks_of(p.page_count);
   p.chunks.reset(new (std::nothrow) chunk_record[chunks]);
   p.buddy_chunks.reset(new (std::nothrow) buddy::chunk_record[chunks]);
@@ -72,7 +84,9 @@ arena::arena(memory_source& source, const options& opts, parts p) noexcept
       buddy_(pages(), page_count_, {buddy_chunks_.get(), buddy::chunks_of(page_count_)}),
       limit_(opts.limit_bytes),
       frame_list_(*this),
-      cache_(frame_list_, {.magazine_items = magazine_frames, .depot_magazines = 8}) {}
+      cache_(frame_list_, {.magazine_items = magazine_frames, .depot_magazines = 8}) {
+  table().home = this;
+}
 
 arena::~arena() {
   const scoped_lock hold(device_lock_);
@@ -191,11 +205,11 @@ page* arena::allocate(unsigned order, placement where) noexcept {
     block = take_block(order, where);
   }
   const std::uint32_t flags = where == placement::fixed ? std::uint32_t{page_fixed} : 0u;
-  // relaxed: refs.set() below publishes the fields to who takes a reference.
+  // relaxed: refs().set() below publishes the fields to who takes a reference.
   block->flags.store(flags, std::memory_order_relaxed);
   block->private_data.store(nullptr, std::memory_order_relaxed);  // relaxed: see above
   block->owner.store(nullptr, std::memory_order_relaxed);         // relaxed: see above
-  block->refs.set(1);
+  block->refs().set(1);
   return block;
 }
 
@@ -233,15 +247,15 @@ void arena::split(page& block) noexcept {
   for (std::size_t i = 1; i < count; ++i) {
     page& p = (&block)[i];
     p.order = 0;
-    p.flags.store(fixed, std::memory_order_relaxed);           // relaxed: refs.set() publishes
+    p.flags.store(fixed, std::memory_order_relaxed);           // relaxed: refs().set() publishes
     p.private_data.store(nullptr, std::memory_order_relaxed);  // relaxed: as above
     p.owner.store(nullptr, std::memory_order_relaxed);         // relaxed: as above
-    p.refs.set(1);
+    p.refs().set(1);
   }
 }
 
 void arena::release(page& block) noexcept {
-  FOREBAY_DCHECK(block.refs.value() == 0 && !block.link.linked());
+  FOREBAY_DCHECK(block.refs().value() == 0 && !block.link.linked());
   // relaxed: nobody can hold a reference now.
   block.owner.store(nullptr, std::memory_order_relaxed);
   // A frame that slips into the caches while its chunk is being isolated is flushed by give_back().

@@ -1,7 +1,7 @@
 // Arena: one stretch of memory, its page frames, and the buddy allocator that hands them out.
 //
 //    data   | frame 0 | frame 1 | frame 2 | …   page_count() × 4 KiB, 2 MiB aligned, one mapping
-//    pages  | page 0  | page 1  | page 2  | …   64 bytes each, a mapping of its own, never moves
+//    pages  | page 0  | page 1  | page 2  | …   52 bytes each, a mapping of its own, never moves
 //
 // The address space of both is reserved at the start and stays. The memory behind the data comes
 // and goes in chunks of 2 MiB, as long as limit_bytes() allows:
@@ -278,7 +278,10 @@ class arena {
   void remark_on_pages(page_backing wanted);
   void remark_on_pin(std::error_code error);
   page* take_block(unsigned order, placement where) noexcept;
-  page* pages() const noexcept { return reinterpret_cast<page*>(page_states_.data()); }
+  frame_table& table() const noexcept {
+    return *reinterpret_cast<frame_table*>(page_states_.data());
+  }
+  page* pages() const noexcept { return reinterpret_cast<page*>(table().frames); }
   std::span<std::byte> mapping_of(std::uint32_t chunk) const noexcept;
   void make_frames(std::uint32_t chunk) noexcept;
   bool begin_isolation(std::uint32_t chunk) noexcept FOREBAY_REQUIRES(lock_);

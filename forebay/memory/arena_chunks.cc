@@ -23,8 +23,8 @@ void arena::make_frames(std::uint32_t chunk) noexcept {
   const std::uint32_t end = first + buddy_.frames_in(chunk);
   for (std::uint32_t i = first; i < end; ++i) {
     if (!chunks_[chunk].made) {
-      page* p = new (pages() + i) page;
-      p->home = this;
+      new (pages() + i) page;
+      new (&table().count_of(i)) refcount(0);
     } else {
       frame(i).flags.store(0, std::memory_order_relaxed);  // relaxed: lock_ publishes it
     }

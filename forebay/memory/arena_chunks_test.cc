@@ -23,7 +23,7 @@ namespace {
 constexpr std::size_t mebibyte = 1u << 20;
 
 constexpr std::size_t bytes_for_chunks(std::size_t chunks) {
-  return chunks * arena::chunk_frames * (page_bytes + sizeof(page));
+  return chunks * arena::chunk_frames * (page_bytes + page_state_bytes);
 }
 
 std::unique_ptr<arena> make_arena(arena::options opts,
@@ -140,7 +140,7 @@ TEST(ArenaChunks, MemoryIsReallyGivenBackAndComesBackAsZeros) {
     EXPECT_EQ(a->statistics().offline_chunks, 12u);
     EXPECT_EQ(a->free_pages(), 4 * arena::chunk_frames);
     EXPECT_TRUE(a->frame(3 * arena::chunk_frames).test(page_offline));
-    EXPECT_FALSE(a->frame(3 * arena::chunk_frames).refs.get_unless_zero());
+    EXPECT_FALSE(a->frame(3 * arena::chunk_frames).refs().get_unless_zero());
     for (int i = 0; i < 12; ++i) ASSERT_TRUE(a->bring_back());
     EXPECT_FALSE(a->bring_back());
     EXPECT_FALSE(a->frame(3 * arena::chunk_frames).test(page_offline));
@@ -189,7 +189,7 @@ TEST(ArenaChunks, TheLimitHoldsAndIsLiftedOnDemand) {
   ASSERT_NE(a, nullptr);
   EXPECT_EQ(a->committed_bytes(), 3 * arena::chunk_bytes);
   EXPECT_EQ(a->info(3).state, chunk_state::offline);
-  EXPECT_EQ(a->frame(4 * 512).refs.value(), 0u) << "never taken, and refuses";
+  EXPECT_EQ(a->frame(4 * 512).refs().value(), 0u) << "never taken, and refuses";
   auto held = take_all(*a);
   EXPECT_EQ(held.size(), 3u * 512);
   EXPECT_FALSE(a->bring_back());
@@ -221,8 +221,8 @@ TEST(ArenaChunks, TheLimitHoldsAndIsLiftedOnDemand) {
 
 TEST(ArenaChunks, TheSmallLastChunkComesAndGoesLikeTheOthers) {
   for (const bool huge : {false, true}) {
-    const auto a =
-        make_arena({.bytes = bytes_for_chunks(2) + 100 * (page_bytes + 64), .huge_pages = huge});
+    const auto a = make_arena(
+        {.bytes = bytes_for_chunks(2) + 100 * (page_bytes + page_state_bytes), .huge_pages = huge});
     ASSERT_NE(a, nullptr);
     ASSERT_EQ(a->page_count(), 2 * 512 + 100u);
     EXPECT_EQ(a->chunk_count(), 3u);
@@ -403,7 +403,7 @@ RC_GTEST_PROP(ArenaScattered, GivesAllOrNothing, ()) {
     std::uint32_t got = 0;
     for (std::size_t i = 0; i < *n; ++i) {
       got += 1u << blocks[i]->order;
-      RC_ASSERT(blocks[i]->refs.value() == 1u);
+      RC_ASSERT(blocks[i]->refs().value() == 1u);
       put_page(*blocks[i]);
     }
     RC_ASSERT(got == frames);

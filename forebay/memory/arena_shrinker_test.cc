@@ -17,8 +17,8 @@ class ArenaShrinker : public testing::Test {
   static constexpr std::size_t chunks = 4;
 
   void SetUp() override {
-    auto a = arena::create(
-        {.bytes = chunks * arena::chunk_frames * (page_bytes + sizeof(page)), .huge_pages = false});
+    auto a = arena::create({.bytes = chunks * arena::chunk_frames * (page_bytes + page_state_bytes),
+                            .huge_pages = false});
     ASSERT_TRUE(a);
     memory_ = std::move(*a);
     auto p = general_cache::create(*memory_, {.name = "shrunk"});

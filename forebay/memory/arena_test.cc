@@ -24,7 +24,9 @@ std::unique_ptr<arena> make_arena(std::size_t bytes, bool huge = false) {
 }
 
 // Bytes that give exactly `pages` frames.
-constexpr std::size_t bytes_for(std::size_t pages) { return pages * (page_bytes + sizeof(page)); }
+constexpr std::size_t bytes_for(std::size_t pages) {
+  return pages * (page_bytes + page_state_bytes);
+}
 
 bool is_mapped(const void* address, std::size_t bytes) {
   std::vector<unsigned char> residency(bytes / page_bytes + 1);
@@ -79,8 +81,8 @@ TEST(Arena, CountsDataAndPageStateTogether) {
   for (const std::size_t bytes : {std::size_t{1} << 20, std::size_t{3} << 20, bytes_for(777)}) {
     const auto a = make_arena(bytes);
     ASSERT_NE(a, nullptr);
-    EXPECT_LE(a->page_count() * (page_bytes + sizeof(page)), bytes);
-    EXPECT_GT((a->page_count() + 1) * (page_bytes + sizeof(page)), bytes);
+    EXPECT_LE(a->page_count() * (page_bytes + page_state_bytes), bytes);
+    EXPECT_GT((a->page_count() + 1) * (page_bytes + page_state_bytes), bytes);
     EXPECT_EQ(a->memory().size(), a->page_count() * page_bytes);
     EXPECT_EQ(a->free_pages(), a->page_count());
   }
@@ -116,8 +118,8 @@ TEST(Arena, AddressesFramesAndNumbersAgree) {
     ASSERT_EQ(p.data(), a->memory().data() + std::size_t{i} * page_bytes);
     ASSERT_EQ(&a->frame_at(p.data()), &p);
     ASSERT_EQ(&a->frame_at(p.data() + page_bytes - 1), &p);
-    ASSERT_EQ(p.home, a.get());
-    ASSERT_FALSE(p.refs.get_unless_zero()) << "a free frame refuses";
+    ASSERT_EQ(frame_table::of(&p).home, a.get());
+    ASSERT_FALSE(p.refs().get_unless_zero()) << "a free frame refuses";
   }
 }
 
@@ -126,13 +128,14 @@ struct block {
   unsigned order;
 };
 
+std::uint32_t frame_number(const page& p) { return frame_table::of(&p).home->frame_of(p); }
+
 void stamp(const block& b) {
-  std::memset(b.head->data(), static_cast<int>(b.head->home->frame_of(*b.head) % 251),
-              page_bytes << b.order);
+  std::memset(b.head->data(), static_cast<int>(frame_number(*b.head) % 251), page_bytes << b.order);
 }
 
 bool has_stamp(const block& b) {
-  const auto expected = static_cast<std::byte>(b.head->home->frame_of(*b.head) % 251);
+  const auto expected = static_cast<std::byte>(frame_number(*b.head) % 251);
   const std::span<const std::byte> bytes(b.head->data(), page_bytes << b.order);
   return std::all_of(bytes.begin(), bytes.end(), [&](std::byte x) { return x == expected; });
 }
@@ -199,7 +202,7 @@ RC_GTEST_PROP(Arena, AllocatesAsTheModelAllows, ()) {
       RC_ASSERT(order <= arena::max_order);
       const block b{p, order};
       RC_ASSERT(m.take(b));
-      RC_ASSERT(p->refs.value() == 1u);
+      RC_ASSERT(p->refs().value() == 1u);
       RC_ASSERT(p->flags.load() == 0u);
       RC_ASSERT(!p->owner.load());
       RC_ASSERT(!p->private_data.load());
@@ -256,8 +259,8 @@ TEST(Arena, FramesThatWaitInTheCachesOfCpusAreFreeAndWithinReach) {
     page* const p = a->allocate();
     ASSERT_NE(p, nullptr);
     put_page(*p);
-    EXPECT_EQ(p->refs.value(), 0u);
-    EXPECT_FALSE(p->refs.get_unless_zero());
+    EXPECT_EQ(p->refs().value(), 0u);
+    EXPECT_FALSE(p->refs().get_unless_zero());
     EXPECT_FALSE(p->test(page_in_buddy)) << "it waits in a cache";
     EXPECT_EQ(a->free_pages(), 512u);
   };
@@ -307,7 +310,7 @@ RC_GTEST_PROP(Arena, ASplitBlockIsSingleFramesThatMergeAgain, ()) {
   std::vector<std::uint32_t> frames(std::size_t{1} << order);
   std::iota(frames.begin(), frames.end(), a->frame_of(*p));
   for (const std::uint32_t f : frames) {
-    RC_ASSERT(a->frame(f).refs.value() == 1u);
+    RC_ASSERT(a->frame(f).refs().value() == 1u);
     RC_ASSERT(unsigned{a->frame(f).order} == 0u);
     RC_ASSERT(!a->frame(f).link.linked());
     if (f != frames.front()) RC_ASSERT(a->frame(f).flags.load() == 0u);
@@ -328,8 +331,8 @@ TEST(Arena, ATransientReferenceKeepsTheBlock) {
   ASSERT_NE(p, nullptr);
   const std::uint32_t free = a->free_pages();
   std::thread reader([&] {
-    ASSERT_TRUE(p->refs.get_unless_zero());
-    EXPECT_FALSE(a->frame(a->frame_of(*p) + 1).refs.get_unless_zero()) << "not a head";
+    ASSERT_TRUE(p->refs().get_unless_zero());
+    EXPECT_FALSE(a->frame(a->frame_of(*p) + 1).refs().get_unless_zero()) << "not a head";
   });
   reader.join();
   put_page(*p);
@@ -352,7 +355,7 @@ TEST(ArenaStress, ThreadsNeverShareAFrame) {
     std::mt19937 random(1);
     while (!stop.load()) {
       page& p = a->frame(random() % a->page_count());
-      if (!p.refs.get_unless_zero()) {
+      if (!p.refs().get_unless_zero()) {
         std::this_thread::yield();
         continue;
       }

@@ -1,4 +1,12 @@
-// The page frame: 64 bytes of state for each 4 KiB of an arena, as Linux's struct page.
+// The page frame: 52 bytes of state for each 4 KiB of an arena, as Linux's struct page.
+//
+//    multiple of 4 GiB
+//    | frame_table | counts: 4 bytes a frame | frames: 48 bytes each |
+//
+// The references are counted apart from the rest of a frame: who finds a page in an index and pins
+// it touches its count only. A GiB of pages has 1 MiB of counts, which stays in a CPU's cache, and
+// 12 MiB of frames, which does not. Neighbouring frames count in different cache lines, so that
+// CPUs which pin neighbouring pages do not take a line from each other.
 //
 // Frames are type-stable: an arena's array of them stays as long as the arena, so anybody may look
 // at any frame at any time and try to take a reference; a frame that nobody owns has a count of
@@ -6,9 +14,9 @@
 //
 // Life of a frame:
 //
-//    free (refs 0, in the buddy allocator) -> allocated (refs 1, owner null) -> in an index (owner
-//    and number set, refs 1 for the index) -> frozen (refs 1 -> 0 in one step, taken off the index)
-//    -> free
+//    free (refs() 0, in the buddy allocator) -> allocated (refs() 1, owner null) -> in an index
+//    (owner and number set, refs() 1 for the index) -> frozen (refs() 1 -> 0 in one step, taken off
+//    the index) -> free
 //
 // Invariants: while somebody holds a reference, the frame's identity (owner, index) does not change
 // from one non-null value to another. A reference taken on a guess is therefore good exactly if the
@@ -21,8 +29,8 @@
 // above for the whole block, and its number there is a multiple of 2^order. The frames behind the
 // head have a count of zero and no owner; their private_data is the page's (cache/page_parts.h).
 //
-// Guards: refs, flags, owner, index, private_data and uses are atomics; `link` belongs to the lock
-// of the list it is on (arena when free, the page cache's list lock when cached), and so does
+// Guards: refs(), flags, owner, index, private_data and uses are atomics; `link` belongs to the
+// lock of the list it is on (arena when free, the page cache's list lock when cached), and so does
 // `place` while cached; `order` is set by the arena while the block is free, and holds still while
 // somebody has a reference: who has found the owner that he looked for may read it.
 #pragma once
@@ -78,21 +86,74 @@ class basic_page_order {
   typename Atomics::template atomic<std::uint8_t> value_{0};
 };
 
+// What the frames of an arena have in common.
+struct frame_table {
+  // Where it lies, so that it is found from any of its frames.
+  static constexpr std::size_t alignment = std::size_t{1} << 32;
+  // Frames whose counts lie among each other: those of a page of counts.
+  static constexpr std::uint32_t count_group = 1024;
+
+  arena* home;
+  std::byte* data;   // the frames' memory
+  refcount* counts;  // count_group of them for each count_group frames that there are, or fewer
+  std::byte* frames;
+
+  static const frame_table& of(const void* frame) noexcept {
+    return *reinterpret_cast<const frame_table*>(reinterpret_cast<std::uintptr_t>(frame) &
+                                                 ~(alignment - 1));
+  }
+  // Frame i of each 64 in a row counts in the i-th line of its group.
+  refcount& count_of(std::uint32_t frame) const noexcept {
+    const std::uint32_t i = frame % count_group;
+    return counts[frame - i + i % 64 * 16 + i / 64];
+  }
+  static constexpr std::size_t count_bytes(std::uint32_t frames) noexcept {
+    return (std::size_t{frames} + count_group - 1) / count_group * count_group * sizeof(refcount);
+  }
+};
+
+// Where a frame's references are counted: beside it for the explorer.
+template <AtomicsPolicy Atomics>
+class counted_frame {
+ public:
+  basic_refcount<Atomics>& refs() noexcept { return refs_; }
+  const basic_refcount<Atomics>& refs() const noexcept { return refs_; }
+
+ private:
+  basic_refcount<Atomics> refs_{0};
+};
+
+template <>
+class counted_frame<real_atomics> {
+ public:
+  refcount& refs() const noexcept {
+    const frame_table& table = frame_table::of(this);
+    return table.count_of(number_in(table));
+  }
+
+ protected:
+  static constexpr std::size_t frame_bytes = 48;
+  // In its arena.
+  std::uint32_t number_in(const frame_table& table) const noexcept {
+    const auto distance =
+        static_cast<std::size_t>(reinterpret_cast<const std::byte*>(this) - table.frames);
+    return static_cast<std::uint32_t>(distance / frame_bytes);
+  }
+};
+
 template <AtomicsPolicy Atomics = real_atomics>
-struct alignas(64) basic_page {
+struct basic_page : counted_frame<Atomics> {
   template <typename T>
   using atomic = typename Atomics::template atomic<T>;
 
-  basic_refcount<Atomics> refs{0};
   atomic<std::uint32_t> flags{0};
+  basic_page_order<Atomics> order;      // of the block that this frame heads
+  std::uint8_t place = 0;               // which of the eviction policy's queues it is in
+  atomic<std::uint8_t> uses{0};         // hits since eviction last looked, up to uses_max
   atomic<void*> owner{nullptr};         // the index it is in, null if none
   atomic<std::uint64_t> index{0};       // its number there, in pages
   atomic<void*> private_data{nullptr};  // of the owner
   list_node link;
-  arena* home = nullptr;            // set once when the arena is made
-  basic_page_order<Atomics> order;  // of the block that this frame heads
-  std::uint8_t place = 0;           // which of the eviction policy's queues it is in
-  atomic<std::uint8_t> uses{0};     // hits since eviction last looked, up to uses_max
 
   static constexpr std::uint8_t uses_max = 3;
 
@@ -157,21 +218,25 @@ struct alignas(64) basic_page {
 using page = basic_page<>;
 
 template <>
-std::byte* page::data() const noexcept;
+inline std::byte* page::data() const noexcept {
+  const frame_table& table = frame_table::of(this);
+  return table.data + (std::size_t{number_in(table)} << page_shift);
+}
+
+// What a frame of 4 KiB takes beside its memory.
+inline constexpr std::size_t page_state_bytes = sizeof(page) + sizeof(refcount);
 
 // Takes a reference to the frame `p`, found on a guess, and keeps it if the frame is the page
 // `number` of `owner`. Reference is page_ref, or stands for it; none: it was another page, or
 // nobody's.
 template <typename Reference, typename Page>
 Reference pin_if_page_of(Page& p, const void* owner, std::uint64_t number) noexcept {
-  if (!p.refs.get_unless_zero()) return {};
+  if (!p.refs().get_unless_zero()) return {};
   Reference ref = Reference::adopt(p);
   // The reference holds the identity still: is it the page that was looked for?
   if (!p.is_page_of(owner, number)) return {};
   return ref;
 }
-
-static_assert(sizeof(page) == 64);
 
 // Returns a block whose last reference has gone to its arena.
 void release_page(page& p) noexcept;
@@ -179,7 +244,7 @@ void release_page(page& p) noexcept;
 // Gives back one reference; the last one returns the block to its arena. The frame must be on no
 // index and no list then.
 inline void put_page(page& p) noexcept {
-  if (p.refs.put()) release_page(p);
+  if (p.refs().put()) release_page(p);
 }
 
 // A pin: holds one reference and gives it back. Move-only; share() makes a second one.
@@ -200,7 +265,7 @@ class page_ref {
   ~page_ref() { reset(); }
 
   page_ref share() const noexcept {
-    page_->refs.get();
+    page_->refs().get();
     return page_ref(page_);
   }
 

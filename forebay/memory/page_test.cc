@@ -36,7 +36,7 @@ TEST_F(PageRef, GivesItsReferenceBack) {
   {
     const page_ref pin = allocate();
     EXPECT_TRUE(pin);
-    EXPECT_EQ(pin->refs.value(), 1u);
+    EXPECT_EQ(pin->refs().value(), 1u);
     EXPECT_EQ(memory->free_pages(), total - 1);
   }
   EXPECT_EQ(memory->free_pages(), total);
@@ -46,10 +46,10 @@ TEST_F(PageRef, SharingIsASecondReference) {
   page_ref first = allocate();
   page_ref second = first.share();
   EXPECT_EQ(first.get(), second.get());
-  EXPECT_EQ(first->refs.value(), 2u);
+  EXPECT_EQ(first->refs().value(), 2u);
   first.reset();
   EXPECT_FALSE(first);
-  EXPECT_EQ(second->refs.value(), 1u);
+  EXPECT_EQ(second->refs().value(), 1u);
   EXPECT_EQ(memory->free_pages(), total - 1) << "still pinned";
   second.reset();
   second.reset();
@@ -62,7 +62,7 @@ TEST_F(PageRef, MovingTakesTheReferenceAlong) {
   page_ref b = std::move(a);
   EXPECT_EQ(a.get(), nullptr);  // NOLINT(bugprone-use-after-move): that is the question
   EXPECT_EQ(b.get(), p);
-  EXPECT_EQ(p->refs.value(), 1u);
+  EXPECT_EQ(p->refs().value(), 1u);
 
   page_ref c = allocate();
   c = std::move(b);  // gives its own page back
@@ -72,7 +72,7 @@ TEST_F(PageRef, MovingTakesTheReferenceAlong) {
   page_ref& same = c;
   c = std::move(same);
   EXPECT_EQ(c.get(), p) << "moving a pin onto itself keeps it";
-  EXPECT_EQ(p->refs.value(), 1u);
+  EXPECT_EQ(p->refs().value(), 1u);
   c = page_ref();
   EXPECT_EQ(memory->free_pages(), total);
 }
@@ -81,7 +81,7 @@ TEST_F(PageRef, ReleaseLeavesTheReferenceToTheCaller) {
   page_ref a = allocate();
   page* const p = a.release();
   EXPECT_FALSE(a);
-  EXPECT_EQ(p->refs.value(), 1u);
+  EXPECT_EQ(p->refs().value(), 1u);
   put_page(*p);
   EXPECT_EQ(memory->free_pages(), total);
 }

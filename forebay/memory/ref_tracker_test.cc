@@ -286,7 +286,7 @@ TEST(RefTracker, ThreadsAcquireReleaseAndReport) {
 
 // The pages of one arena and who holds them.
 struct tracked_pages {
-  static void get(page& p) noexcept { p.refs.get(); }
+  static void get(page& p) noexcept { p.refs().get(); }
   static void put(page& p) noexcept { put_page(p); }
   static ref_tracker& tracker(page&) noexcept { return *current; }
   static inline ref_tracker* current = nullptr;
@@ -320,14 +320,14 @@ TEST_F(TrackedRef, EachPinIsAHolderOfItsOwn) {
   ASSERT_NE(p, nullptr);
   tracked_page_ref first = tracked_page_ref::adopt(*p);
   tracked_page_ref second = forgetful_user(first);
-  EXPECT_EQ(p->refs.value(), 2u);
+  EXPECT_EQ(p->refs().value(), 2u);
   EXPECT_EQ(tracker_.statistics().live, 2u);
   first.reset();
   const std::string text = tracker_.report(p);
   EXPECT_THAT(text, HasSubstr(": 1 still held"));
   EXPECT_THAT(text, HasSubstr("forgetful_user"));
   second.reset();
-  EXPECT_EQ(p->refs.value(), 0u);
+  EXPECT_EQ(p->refs().value(), 0u);
   EXPECT_EQ(tracker_.report(), "");
 }
 
@@ -350,7 +350,7 @@ TEST_F(TrackedRef, ReleaseHandsTheReferenceOver) {
   EXPECT_EQ(pin.release(), p);
   EXPECT_FALSE(pin);
   EXPECT_EQ(tracker_.statistics().live, 0u);
-  EXPECT_EQ(p->refs.value(), 1u);
+  EXPECT_EQ(p->refs().value(), 1u);
   put_page(*p);
 }
 
@@ -361,10 +361,10 @@ TEST_F(TrackedRef, WorksTheSameWhenTheTrackerIsOff) {
     const tracked_page_ref pin = tracked_page_ref::adopt(*p);
     const tracked_page_ref other = pin.share();
     EXPECT_FALSE(other.ticket());
-    EXPECT_EQ(p->refs.value(), 2u);
+    EXPECT_EQ(p->refs().value(), 2u);
     EXPECT_FALSE(tracked_page_ref().share());
   }
-  EXPECT_EQ(p->refs.value(), 0u);
+  EXPECT_EQ(p->refs().value(), 0u);
   EXPECT_EQ(tracker_.statistics().bytes, 0u);
 }
 

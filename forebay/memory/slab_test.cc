@@ -236,8 +236,8 @@ TEST(Slab, FullSlabsHaveLittleBesidesObjects) {
     std::vector<void*> held;
     while (void* p = cache.allocate()) held.push_back(p);
     const slab_statistics s = cache.statistics();
-    const double used =
-        static_cast<double>(s.total_bytes) * (1 + static_cast<double>(sizeof(page)) / page_bytes);
+    const double used = static_cast<double>(s.total_bytes) *
+                        (1 + static_cast<double>(page_state_bytes) / page_bytes);
     EXPECT_LT(used / static_cast<double>(held.size() * bytes), 1.03) << bytes;
     cache.free(std::span<void* const>(held));
   }

@@ -69,7 +69,7 @@ class packet_block {
       case kind::pool_buffer:
         return buffer_ref_traits::get(pool_buffer());
       case kind::page_frame:
-        return as<page>().refs.get();
+        return as<page>().refs().get();
       case kind::external:
         return as<external_block>().get();
     }

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cerrno>
 #include <fstream>
 #include <string>
 
@@ -25,21 +26,27 @@ constexpr int map_huge_shift = 26;
 constexpr int map_huge_2m = 21 << map_huge_shift;
 constexpr int map_huge_1g = 30 << map_huge_shift;
 
-std::byte* map_anonymous(std::size_t bytes, int extra_flags) noexcept {
-  void* p = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
-                   MAP_PRIVATE | MAP_ANONYMOUS | extra_flags, -1, 0);
+std::byte* map_anonymous(std::size_t bytes, int extra_flags,
+                         int protection = PROT_READ | PROT_WRITE) noexcept {
+  void* p = ::mmap(nullptr, bytes, protection, MAP_PRIVATE | MAP_ANONYMOUS | extra_flags, -1, 0);
   return p == MAP_FAILED ? nullptr : static_cast<std::byte*>(p);
 }
 
-// Maps with slack and gives the ends back, so that the result starts on a huge-page boundary.
-std::byte* map_huge_aligned(std::size_t bytes) noexcept {
-  std::byte* raw = map_anonymous(bytes + huge_page_bytes, MAP_NORESERVE);
+// Maps with slack and gives the ends back, so that the result starts on a multiple of `alignment`.
+std::byte* map_aligned(std::size_t bytes, std::size_t alignment) noexcept {
+  if (alignment <= ordinary_page_bytes) return map_anonymous(bytes, MAP_NORESERVE);
+  // Without access until it has been cut, so that a process that locks its memory locks no slack.
+  std::byte* raw = map_anonymous(bytes + alignment, MAP_NORESERVE, PROT_NONE);
   if (raw == nullptr) return nullptr;
   const auto address = reinterpret_cast<std::uintptr_t>(raw);
-  const std::size_t head = round_up(address, huge_page_bytes) - address;
+  const std::size_t head = round_up(address, alignment) - address;
   if (head != 0) ::munmap(raw, head);
-  if (head != huge_page_bytes) ::munmap(raw + head + bytes, huge_page_bytes - head);
-  return raw + head;
+  if (head != alignment) ::munmap(raw + head + bytes, alignment - head);
+  if (::mprotect(raw + head, bytes, PROT_READ | PROT_WRITE) == 0) return raw + head;
+  const int error = errno;
+  ::munmap(raw + head, bytes);
+  errno = error;
+  return nullptr;
 }
 
 // From the pool of reserved pages; no mapping if it does not hold what must be certain.
@@ -119,7 +126,7 @@ result<memory_mapping> memory_source::map(const memory_request& request) {
     if (memory_mapping m = map_reserved(request, b); m.data() != nullptr) return m;
   }
   const std::size_t bytes = round_up(request.bytes, unit);
-  std::byte* const p = huge ? map_huge_aligned(bytes) : map_anonymous(bytes, MAP_NORESERVE);
+  std::byte* const p = map_aligned(bytes, huge ? huge_page_bytes : request.alignment);
   if (p == nullptr) return fail_errno();
   const bool transparent =
       huge && ::madvise(p, bytes, MADV_HUGEPAGE) == 0 && !transparent_huge_pages_off();

@@ -40,6 +40,8 @@ struct memory_request {
   // So many bytes from the start are certain to be there when map() returns, where the backing has
   // a pool that could run dry; the rest must be committed before it is touched.
   std::size_t commit_bytes = SIZE_MAX;
+  // Of ordinary pages: where they begin is a multiple of this power of two.
+  std::size_t alignment = 4096;
 };
 
 // Owns one mapping; unmaps on destruction.

@@ -23,8 +23,8 @@ namespace {
 constexpr std::size_t mebibyte = 1u << 20;
 
 std::unique_ptr<arena> make_chunks(std::size_t chunks) {
-  auto a = arena::create(
-      {.bytes = chunks * arena::chunk_frames * (page_bytes + sizeof(page)), .huge_pages = false});
+  auto a = arena::create({.bytes = chunks * arena::chunk_frames * (page_bytes + page_state_bytes),
+                          .huge_pages = false});
   return a ? std::move(*a) : nullptr;
 }
 

@@ -90,7 +90,7 @@ class pin {
   pin(pin&& other) noexcept : frame_(std::exchange(other.frame_, nullptr)) {}
   pin& operator=(pin&&) = delete;
   ~pin() {
-    if (frame_ != nullptr && frame_->refs.put()) freed(*frame_);
+    if (frame_ != nullptr && frame_->refs().put()) freed(*frame_);
   }
   explicit operator bool() const { return frame_ != nullptr; }
   model_frame* operator->() const { return frame_; }
@@ -117,13 +117,13 @@ struct space_over {
   void add(std::uint64_t n, std::uint32_t of, std::uint8_t order = 0) {
     model_frame& f = memory.frame(of);
     f.order = order;
-    f.flags.store(0, std::memory_order_relaxed);  // relaxed: refs.set() publishes
-    f.refs.set(1);                                // as the arena
+    f.flags.store(0, std::memory_order_relaxed);  // relaxed: refs().set() publishes
+    f.refs().set(1);                                // as the arena
     {
       const model_scoped_lock hold(lock);
       check(index.lookup(n) == nullptr);
       check(index.insert(n, f).has_value());
-      f.refs.get();
+      f.refs().get();
       f.set(page_locked);
       f.set_identity(this, n);
     }
@@ -132,7 +132,7 @@ struct space_over {
     }
     f.set(page_uptodate);
     f.clear(page_locked);
-    check(!f.refs.put());  // the index keeps its own
+    check(!f.refs().put());  // the index keeps its own
   }
   // Takes the page off the index if nobody holds it; its frame is then free.
   bool evict(std::uint64_t n) {
@@ -140,9 +140,9 @@ struct space_over {
     {
       const model_scoped_lock hold(lock);
       f = index.lookup(n);
-      if (f == nullptr || !f->is_owned_by(this) || !f->refs.freeze(1)) return false;
+      if (f == nullptr || !f->is_owned_by(this) || !f->refs().freeze(1)) return false;
       if (f->test(page_dirty | page_writeback | page_locked)) {
-        f->refs.set(1);
+        f->refs().set(1);
         return false;
       }
       index.erase(n);
@@ -265,11 +265,11 @@ struct frame_is_moved : space {
       return;
     }
     model_frame& fresh = memory.frame(1);
-    fresh.refs.set(1);
+    fresh.refs().set(1);
     {
       const model_scoped_lock hold(lock);
       model_frame& f = memory.frame(0);
-      if (!f.refs.freeze(1)) return;
+      if (!f.refs().freeze(1)) return;
       fresh.data.set(f.data.get());
       fresh.set(page_uptodate);
       fresh.set_identity(this, 0);
