@@ -75,7 +75,7 @@ bool take_thread_slot() noexcept;
 
 class counter {
  public:
-  void add(std::int64_t n = 1) noexcept {
+  [[gnu::always_inline]] void add(std::int64_t n = 1) noexcept {
     const std::uint32_t slot = detail::thread_slot;
     if (slot >= shard_count) [[unlikely]]
       return add_slow(n);

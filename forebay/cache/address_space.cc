@@ -62,16 +62,24 @@ std::size_t address_space::valid_bytes(const page& p) const noexcept {
   return std::min<std::uint64_t>(p.bytes(), size_bytes_ - p.offset_bytes());
 }
 
-bool address_space::count_use(std::uint64_t index, const page_index::sight& s) noexcept {
+bool address_space::count_use(std::uint64_t index) noexcept {
   const page_ref p = find(index);
   if (!p) return true;
   if (p->test(page_readahead)) return false;
   note_use(*p);
   if (p->uses.load(std::memory_order_relaxed) < page::uses_max) return true;  // relaxed: a hint
   // The mark before the flag, and away with the flag before the mark: no mark stays without a flag.
-  index_.set_mark(s);
+  index_.set_mark(index);
   p->set(page_viewed);
   return true;
+}
+
+page_ref address_space::try_pin_unreadable(std::uint64_t index) noexcept {
+  page_ref p = find(index);
+  if (!p || !p->test(page_uptodate) || p->test(page_readahead)) return {};
+  note_use(*p);
+  cache_.count().hits.add();
+  return p;
 }
 
 bool address_space::being_discarded(std::uint64_t first, std::uint64_t end) const noexcept {
@@ -115,7 +123,14 @@ bool address_space::split(page& p, std::uint32_t holders) noexcept {
   const scoped_lock hold(lock_);
   if (!owns(p) || !p.refs().freeze(holders)) return false;
   const std::uint64_t index = p.index.load(std::memory_order_relaxed);  // relaxed: frozen
-  if (p.test(page_writeback | page_locked) || !index_.split(index, p)) {
+  if (p.test(page_writeback | page_locked)) {
+    p.refs().set(holders);
+    return false;
+  }
+  // Who pins what he has seen to be readable does not ask a frame who it is.
+  begin_change(p);
+  if (!index_.split(index, p)) {
+    end_change(p);
     p.refs().set(holders);
     return false;
   }
@@ -135,6 +150,7 @@ bool address_space::split(page& p, std::uint32_t holders) noexcept {
     part.clear(page_dirty | page_error | page_viewed);
     part.set(flags[i]);
     part.set_identity(this, index + i);
+    end_change(part);
     if ((flags[i] & page_dirty) == 0) index_.clear_tag(index + i, page_tag::dirty);
   }
   p.refs().set(holders);

@@ -119,12 +119,12 @@ class address_space {
   // A view of the 4 KiB with this number (not offset), if its page is in the cache, wholly valid
   // and not just being changed; none, too, of a page whose use asks for read-ahead, which pin()
   // sees to. Counts as a hit. Takes no lock.
-  page_view try_view(std::uint64_t index) noexcept {
+  [[gnu::always_inline]] page_view try_view(std::uint64_t index) noexcept {
     if (!views_) return {};
     const page_index::sight s = index_.look(index);
     if (!s) return {};
-    if (!index_.is_marked(s)) [[unlikely]] {
-      if (!count_use(index, s)) return {};
+    if (!s.marked()) [[unlikely]] {
+      if (!count_use(index)) return {};
     }
     cache_.count().hits.add();
     return {frames_ + (std::size_t{s.frame_number()} << page_shift), s};
@@ -136,12 +136,12 @@ class address_space {
 
   // Pins the page that has the 4 KiB with this number (not offset), if it is there and wholly
   // valid; none if not, or if its use asks for read-ahead. Takes no lock.
-  page_ref try_pin_page(std::uint64_t index) noexcept {
-    page_ref p = find(index);
-    if (!p || !p->test(page_uptodate) || p->test(page_readahead)) return {};
-    note_use(*p);
-    cache_.count().hits.add();
-    return p;
+  [[gnu::always_inline]] page_ref try_pin_page(std::uint64_t index) noexcept {
+    if (page_ref p = pin_readable(index)) [[likely]] {
+      cache_.count().hits.add();
+      return p;
+    }
+    return try_pin_unreadable(index);
   }
 
   // Pins the pages of [offset, offset + length) if all are there and valid, and returns how many:
@@ -318,15 +318,28 @@ class address_space {
   static std::uint64_t page_of(std::uint64_t offset) noexcept { return offset >> page_shift; }
 
   // address_space.cc: the index
-  page_ref find(std::uint64_t index) noexcept {
+  [[gnu::always_inline]] page_ref find(std::uint64_t index) noexcept {
     page* p = index_.lookup(index);
     if (p == nullptr) return {};
     return pin_if_page_of<page_ref>(*p, this, index);
   }
   // Of a view. Once the page has as many uses as it can, its place in the index gets a mark, and no
   // view looks at the frame any more, until eviction takes uses away. False: the page is marked for
-  // read-ahead.
-  bool count_use(std::uint64_t index, const page_index::sight& s) noexcept;
+  // read-ahead. (It looks again: a sight that is handed on would live in memory, which takes longer
+  // than to find it.)
+  bool count_use(std::uint64_t index) noexcept;
+  // A reference to the page that has this number, if it is readable, as a view of it; touches
+  // nothing of the frame but its count.
+  [[gnu::always_inline]] page_ref pin_readable(std::uint64_t index) noexcept {
+    const page_index::sight s = index_.look(index);
+    if (!s) return {};
+    if (!s.marked()) [[unlikely]] {
+      if (!count_use(index)) return {};
+    }
+    return index_.pin<page_ref>(s);
+  }
+  // try_pin_page() of a page that is being changed, or has never been made readable.
+  page_ref try_pin_unreadable(std::uint64_t index) noexcept;
   void make_readable(page& p) noexcept;
   // Of a page that the caller has locked, and that is in the index: its data is about to change; it
   // does not change any more, and if all of it is valid, and no block of it is locked by who

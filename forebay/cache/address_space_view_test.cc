@@ -119,7 +119,9 @@ TEST_F(views, count_as_hits_and_as_uses) {
     EXPECT_TRUE(p->test(page_viewed));
   }
   EXPECT_EQ(cache->statistics().hits, hits + 15);
+  // A pin of a readable page counts as a view does.
   p->uses.store(0);
+  space.count_views_again(*p);
   const page_ref q = space.try_pin_page(4);
   EXPECT_EQ(q.get(), p.get());
   EXPECT_EQ(p->uses.load(), 1u);

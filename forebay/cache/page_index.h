@@ -37,8 +37,15 @@
 // so any number of CPUs read one page at full speed. A node that is emptied has changed the version
 // of every page that was readable, so one that serves elsewhere meanwhile is noticed too.
 //
+// pin() takes a reference to what has been seen and then asks the same question: if the version is
+// the same, the frame was still the page's when the reference was there, and so stays the page's.
+// It looks at the frame's count and at nothing else of the frame.
+//
 // Tags mark leaves and, in each node above, whether anything below is marked (as in Linux's
 // XArray), so the next marked page is found in O(height).
+//
+// lookup(), look() and the walk in them are part of their callers whatever these are: what they
+// return would go through memory otherwise, which takes longer than to find it.
 //
 // Guards: everything but lookup(), look() and the marks is guarded by the owner's lock; a
 // page's readability, begin_change() and end_change(), by the page's lock while the page is in the
@@ -91,34 +98,50 @@ class basic_page_index {
   class sight;
 
   // The frame that is at `index`, or that was, or another one: see above. Any thread. O(log64 n).
-  page* lookup(std::uint64_t index) const noexcept {
+  [[gnu::always_inline]] page* lookup(std::uint64_t index) const noexcept {
     const std::uint32_t entry = walk(index).entry;
     if (entry == 0 || (entry & node_bit) != 0) return nullptr;
     return &frame_of(entry);
   }
 
   // The page that is readable at `index`; none if there is none, or perhaps is none. Any thread.
-  sight look(std::uint64_t index) const noexcept {
+  [[gnu::always_inline]] sight look(std::uint64_t index) const noexcept {
     slot_seen at = walk(index);
     if ((at.entry & (node_bit | readable_bit)) != readable_bit) return {};
     // acquire, both: who reads a version sees the slot as it was then, or later; and the data as it
     // was when the page became readable, and the node's home as it was then, or later.
-    const std::uint32_t current = at.n->version_of(at.slot).load(std::memory_order_acquire);
+    const atomic<std::uint32_t>& counted = at.n->version_of(at.slot);
+    const std::uint32_t current = counted.load(std::memory_order_acquire);
     at.entry = at.n->slots[at.slot].load(std::memory_order_acquire);  // acquire: above
     if ((at.entry & (node_bit | readable_bit)) != readable_bit) return {};
     // relaxed: of this slot's life, or still_valid() finds that the slot has another.
     if (at.n->home.load(std::memory_order_relaxed) != home_of(index, at.shift)) return {};
-    const auto part = static_cast<std::uint32_t>(index) & ((1u << order_of(at.entry)) - 1);
-    return {at.n, at.slot, current, number_of(at.entry) + part};
+    if (order_of(at.entry) != 0) [[unlikely]]
+      at.entry += static_cast<std::uint32_t>(index) & ((1u << order_of(at.entry)) - 1);
+    // relaxed: a hint
+    const bool marked = (at.n->marks.load(std::memory_order_relaxed) >> at.slot & 1) != 0;
+    return {counted, current, marked ? at.entry : at.entry & ~sight::mark_bit};
   }
 
-  // Marks of what has been seen, for who has to do something only once: hints, which may get lost,
-  // or stay for another page. Any thread.
-  bool is_marked(const sight& s) const noexcept {
-    return (s.n_->marks.load(std::memory_order_relaxed) >> s.slot_ & 1) != 0;  // relaxed: hint
+  // A reference to the page that has been seen, the head's if it is a large one, if it is still
+  // there and readable; Reference is page_ref, or stands for it. Any thread.
+  template <typename Reference>
+  Reference pin(const sight& s) const noexcept {
+    page& p = arena_.frame(s.head_number());
+    // A frame that serves elsewhere by now has been given its count after the version was changed,
+    // and who takes a reference to it sees that.
+    if (!p.refs().get_unless_zero()) return {};
+    Reference ref = Reference::adopt(p);
+    if (!s.still_valid()) return {};
+    return ref;
   }
-  void set_mark(const sight& s) const noexcept {
-    s.n_->marks.fetch_or(1ull << s.slot_, std::memory_order_relaxed);  // relaxed: a hint
+
+  // A mark beside a slot, for who has to do something only once (sight::marked()): a hint, which
+  // may get lost, or stay for another page. Any thread.
+  void set_mark(std::uint64_t index) const noexcept {
+    const slot_seen at = walk(index);
+    if (at.n == nullptr) return;
+    at.n->marks.fetch_or(1ull << at.slot, std::memory_order_relaxed);  // relaxed: a hint
   }
   // Those of all of the page.
   void clear_mark(std::uint64_t index) const noexcept {
@@ -195,7 +218,7 @@ class basic_page_index {
   // Of the node of this shift above page `index`: a number that no node has elsewhere, nor in
   // another index.
   std::uint64_t home_of(std::uint64_t index, unsigned shift) const noexcept {
-    return first_home_ + (index >> shift >> bits << bits << shift) + shift / bits;
+    return first_home_ + (index >> shift >> bits << bits << shift) + shift;
   }
 
   // A slot as a walk without a lock has met it; n is null where there is no node.
@@ -206,7 +229,7 @@ class basic_page_index {
     unsigned shift = 0;
   };
   // To the slot of a page, or to where the walk has to end.
-  slot_seen walk(std::uint64_t index) const noexcept {
+  [[gnu::always_inline]] slot_seen walk(std::uint64_t index) const noexcept {
     slot_seen at;
     // acquire, here and below: pairs with the release that publishes a node, which may be one that
     // the slab has just made, or serves elsewhere now; and with the one that makes a page readable,
@@ -267,16 +290,20 @@ struct basic_page_index<Traits>::node {
   std::uint8_t shift = 0;
 };
 
-// A page as look() has seen it. Holds nothing.
+// A page as look() has seen it. Holds nothing. Two words, so that it stays in registers.
 template <typename Traits>
 class basic_page_index<Traits>::sight {
  public:
   sight() noexcept = default;
 
   // Whether there was a readable page.
-  explicit operator bool() const noexcept { return n_ != nullptr; }
+  explicit operator bool() const noexcept { return version_at_ != nullptr; }
   // The frame of the number that was looked for: of a large page the one that lies there.
-  std::uint32_t frame_number() const noexcept { return frame_; }
+  std::uint32_t frame_number() const noexcept { return number_of(entry()); }
+  // That of its page: blocks of 2^order frames begin at multiples of as many.
+  std::uint32_t head_number() const noexcept { return frame_number() >> order() << order(); }
+  unsigned order() const noexcept { return order_of(entry()); }
+  bool marked() const noexcept { return (entry() & mark_bit) != 0; }
 
   // Whether what has been read of the page since look() is the page's.
   bool still_valid() const noexcept {
@@ -284,18 +311,21 @@ class basic_page_index<Traits>::sight {
     // before; pairs with the fences of begin_change() and insert().
     Traits::atomics::fence(std::memory_order_acquire);
     // relaxed: the fence has ordered it behind what was read.
-    return n_->version_of(slot_).load(std::memory_order_relaxed) == version_;
+    return version_at_->load(std::memory_order_relaxed) == seen_ >> 32;
   }
 
  private:
   friend class basic_page_index;
-  sight(node* n, unsigned slot, std::uint32_t current, std::uint32_t frame) noexcept
-      : n_(n), slot_(slot), version_(current), frame_(frame) {}
+  static constexpr std::uint32_t mark_bit = readable_bit;
 
-  node* n_ = nullptr;
-  unsigned slot_ = 0;
-  std::uint32_t version_ = 0;
-  std::uint32_t frame_ = 0;
+  sight(const atomic<std::uint32_t>& version_at, std::uint32_t current, std::uint32_t at) noexcept
+      : version_at_(&version_at), seen_(std::uint64_t{current} << 32 | at) {}
+  std::uint32_t entry() const noexcept { return static_cast<std::uint32_t>(seen_); }
+
+  const atomic<std::uint32_t>* version_at_ = nullptr;
+  // The version, and the entry with the mark for a readable bit, and of a large page the part's
+  // number for the head's.
+  std::uint64_t seen_ = 0;
 };
 
 using page_index = basic_page_index<page_index_traits>;
