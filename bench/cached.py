@@ -7,8 +7,6 @@ Samples alternate, round after round. All sides read at random places that diffe
 import contextlib
 import json
 import os
-import statistics
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,15 +110,11 @@ class CachedBench:
     progress: object
 
     def cached_reads(self, image, cache_mib, arguments):
-        command = [str(c) for c in (self.helper("cached_reads"), image, "--seconds", self.seconds, "--cache", cache_mib,
-                                    *arguments)]
+        command = [self.helper("cached_reads"), image, "--seconds", self.seconds, "--cache", cache_mib, *arguments]
         if "kernel" not in arguments:
             return json.loads(devices.output(command))
         with memory_limit((cache_mib + OWN_MIB) * MIB) as enter:
-            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=enter)
-            if done.returncode != 0:
-                raise Refused((done.stderr.strip().splitlines() or ["cached_reads failed"])[-1])
-            return json.loads(done.stdout)
+            return json.loads(devices.output(command, enter))
 
     def sample(self, how, image, cache_mib):
         program, arguments = how
@@ -141,22 +135,9 @@ class CachedBench:
 
     def run_rounds(self, measure, image):
         cache_mib = measure.cache_mib or os.stat(image).st_size // 16 // MIB
-        sides = {"forebay": ("cached_reads", measure.ours), **measure.peers}
-        rounds = {name: [] for name in sides}
-        failed = {}
-        for i in range(self.rounds):
-            for name, how in sides.items():
-                if name in failed:
-                    continue
-                self.progress(f"{measure.name}: round {i + 1} of {self.rounds}, {name}")
-                self.forget(image)
-                try:
-                    rounds[name].append(self.sample(how, image, cache_mib))
-                except Refused as e:
-                    failed[name] = str(e)
-        self.progress("")
-        medians = {n: {k: statistics.median(r[k] for r in of) for k in of[0]} for n, of in rounds.items()
-                   if of and n not in failed}
+        ways = {"forebay": ("cached_reads", measure.ours), **measure.peers}
+        sides = {name: lambda how=how: self.sample(how, image, cache_mib) for name, how in ways.items()}
+        rounds, failed, medians = devices.alternate(measure.name, sides, self.rounds, lambda: self.forget(image), self.progress)
         aims = [{**devices.compare(aim[:3], rounds["forebay"], rounds[aim[3]]), "peer": aim[3]} for aim in measure.aims
                 if "forebay" in medians and aim[3] in medians]
         return {"name": measure.name, "title": measure.title, "medians": medians, "rounds": rounds, "failed": failed,
@@ -164,14 +145,6 @@ class CachedBench:
 
 
 def print_result(result):
-    print(f"\n{result['name']}: {result['title']}")
-    print(f"  {'':<18}" + "".join(f"{h:>12}" for h in ("op/s", "MB/s", "CPU us/op", "p50 us", "p99 us")))
-    for name, m in result["medians"].items():
-        cells = [f"{m['op/s']:,.0f}", f"{m['MB/s']:,.0f}", f"{m['cpu_us']:.2f}", f"{m['p50_us']:,.0f}", f"{m['p99_us']:,.0f}"]
-        print(f"  {name:<18}" + "".join(f"{c:>12}" for c in cells))
-    for name, why in result["failed"].items():
-        print(f"  {name:<18}  {why}")
+    devices.print_figures(result, [*result["medians"], *result["failed"]])
     for a in result["aims"]:
-        label = {"op/s": "reads a second", "cpu_us": "CPU a read", "MB/s": "bytes a second"}[a["figure"]]
-        print(f"  {label}: {a['ratio']:.2f} of {a['peer']} (rounds {a['lowest']:.2f} to {a['highest']:.2f}); "
-              f"aim: {a['sense']} {a['bound']:.2f}: {'reached' if a['reached'] else 'NOT reached'}")
+        devices.print_aim(devices.LABELS[a["figure"]], a, a["peer"])

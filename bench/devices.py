@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from programs import Refused
 
 
-def output(command):
-    done = subprocess.run([str(c) for c in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def output(command, enter=None):
+    """What a command prints; `enter` is called in its process before it begins."""
+    done = subprocess.run([str(c) for c in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                          preexec_fn=enter)
     if done.returncode != 0:
         raise Refused((done.stderr.strip().splitlines() or [f"{command[0]} failed"])[-1])
     return done.stdout
@@ -84,21 +86,7 @@ class DeviceBench:
 
     def run(self, measure):
         sides = {"forebay": lambda: self.ours(measure.ours), measure.peer_name: lambda: self.peer(measure)}
-        rounds = {name: [] for name in sides}
-        failed = {}
-        for i in range(self.rounds):
-            for name, sample in sides.items():
-                self.progress(f"{measure.name}: round {i + 1} of {self.rounds}, {name}")
-                if name in failed:
-                    continue
-                self.forget(self.image())
-                try:
-                    rounds[name].append(sample())
-                except Refused as e:
-                    failed[name] = str(e)
-        self.progress("")
-        medians = {n: {k: statistics.median(r[k] for r in of) for k in of[0]} for n, of in rounds.items()
-                   if of and n not in failed}
+        rounds, failed, medians = alternate(measure.name, sides, self.rounds, lambda: self.forget(self.image()), self.progress)
         result = {"name": measure.name, "title": measure.title, "medians": medians, "rounds": rounds, "failed": failed,
                   "aims": []}
         if len(medians) == 2:
@@ -132,9 +120,31 @@ class DeviceBench:
         faster = compare(("op/s", "at least", 1.3), rounds["forebay"], rounds["kernel"])
         shorter = compare(("longest_ms", "at most", 1.0), rounds["forebay"], rounds["kernel"])
         for label, a in (("writes a second until durable", faster), ("longest write", shorter)):
-            print(f"  {label}: {a['ratio']:.2f} of the kernel's (rounds {a['lowest']:.2f} to {a['highest']:.2f}); "
-                  f"aim: {a['sense']} {a['bound']}: {'reached' if a['reached'] else 'NOT reached'}")
+            print_aim(label, a, "the kernel's")
         return {**result, "medians": medians, "rounds": rounds, "aims": [faster, shorter]}
+
+
+def alternate(name, sides, count, forget, progress):
+    """Samples of all sides, `count` rounds of one each: the rounds, why a side failed, and the medians of the others.
+
+    `sides`: a function for each name, which gives a sample or raises Refused.
+    """
+    rounds = {side: [] for side in sides}
+    failed = {}
+    for i in range(count):
+        for side, sample in sides.items():
+            if side in failed:
+                continue
+            progress(f"{name}: round {i + 1} of {count}, {side}")
+            forget()
+            try:
+                rounds[side].append(sample())
+            except Refused as e:
+                failed[side] = str(e)
+    progress("")
+    medians = {side: {k: statistics.median(r[k] for r in of) for k in of[0]} for side, of in rounds.items()
+               if of and side not in failed}
+    return rounds, failed, medians
 
 
 def compare(aim, ours, peers):
@@ -146,19 +156,28 @@ def compare(aim, ours, peers):
             "reached": reached}
 
 
-def print_result(result, measure):
+def print_aim(label, a, peer):
+    print(f"  {label}: {a['ratio']:.2f} of {peer} (rounds {a['lowest']:.2f} to {a['highest']:.2f}); "
+          f"aim: {a['sense']} {a['bound']:.3g}: {'reached' if a['reached'] else 'NOT reached'}")
+
+
+LABELS = {"op/s": "reads a second", "cpu_us": "CPU a read", "MB/s": "bytes a second"}
+
+
+def print_figures(result, sides):
+    """The title and a line for each side: its medians, or why it failed."""
     print(f"\n{result['name']}: {result['title']}")
-    heads = ["op/s", "MB/s", "CPU us/op", "p50 us", "p99 us"]
-    print(f"  {'':<16}" + "".join(f"{h:>12}" for h in heads))
-    for name in ("forebay", measure.peer_name):
+    print(f"  {'':<18}" + "".join(f"{h:>12}" for h in ("op/s", "MB/s", "CPU us/op", "p50 us", "p99 us")))
+    for name in sides:
         if name in result["failed"]:
-            print(f"  {name:<16}  {result['failed'][name]}")
-        else:
-            m = result["medians"][name]
-            cells = [f"{m['op/s']:,.0f}", f"{m['MB/s']:,.0f}", f"{m['cpu_us']:.2f}", f"{m['p50_us']:,.0f}",
-                     f"{m['p99_us']:,.0f}"]
-            print(f"  {name:<16}" + "".join(f"{c:>12}" for c in cells))
+            print(f"  {name:<18}  {result['failed'][name]}")
+            continue
+        m = result["medians"][name]
+        cells = [f"{m['op/s']:,.0f}", f"{m['MB/s']:,.0f}", f"{m['cpu_us']:.2f}", f"{m['p50_us']:,.0f}", f"{m['p99_us']:,.0f}"]
+        print(f"  {name:<18}" + "".join(f"{c:>12}" for c in cells))
+
+
+def print_result(result, measure):
+    print_figures(result, ("forebay", measure.peer_name))
     for a in result["aims"]:
-        label = {"op/s": "reads a second", "cpu_us": "CPU a read"}[a["figure"]]
-        print(f"  {label}: {a['ratio']:.2f} of {measure.peer_name} (rounds {a['lowest']:.2f} to {a['highest']:.2f}); "
-              f"aim: {a['sense']} {a['bound']}: {'reached' if a['reached'] else 'NOT reached'}")
+        print_aim(LABELS[a["figure"]], a, measure.peer_name)
