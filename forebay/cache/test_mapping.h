@@ -150,10 +150,36 @@ class test_mapping {
   std::uint64_t unmaps_ = 0;
 };
 
-// As extents, sometimes shorter than they could be.
-class test_extents final : public extent_mapping {
+// What does not depend on how a mapping says where blocks lie.
+template <typename Mapping>
+class table_mapping : public Mapping {
  public:
-  explicit test_extents(test_mapping& table) : table_(table) {}
+  explicit table_mapping(test_mapping& table) : table_(table) {}
+
+  task<> written(std::uint64_t offset, std::uint64_t length) override {
+    if (const result<> r = table_.may_fail(); !r) co_return fail(r.error());
+    table_.set_written(offset, length);
+    co_return result<>{};
+  }
+  task<> unmap(std::uint64_t offset, std::uint64_t length) override {
+    if (const result<> r = table_.may_fail(); !r) co_return fail(r.error());
+    table_.remove(offset, length);
+    co_return result<>{};
+  }
+  task<> commit(std::uint64_t size) override {
+    if (const result<> r = table_.may_fail(); !r) co_return fail(r.error());
+    table_.committed_size = size;
+    co_return result<>{};
+  }
+
+ protected:
+  test_mapping& table_;
+};
+
+// As extents, sometimes shorter than they could be.
+class test_extents final : public table_mapping<extent_mapping> {
+ public:
+  using table_mapping::table_mapping;
 
   task<mapped_extent> map(std::uint64_t offset, std::uint64_t length, map_purpose why) override {
     asked.push_back({offset, length, why});
@@ -184,21 +210,6 @@ class test_extents final : public extent_mapping {
     if (lie) lie(answer, why);
     co_return answer;
   }
-  task<> written(std::uint64_t offset, std::uint64_t length) override {
-    if (const result<> r = table_.may_fail(); !r) co_return fail(r.error());
-    table_.set_written(offset, length);
-    co_return result<>{};
-  }
-  task<> unmap(std::uint64_t offset, std::uint64_t length) override {
-    if (const result<> r = table_.may_fail(); !r) co_return fail(r.error());
-    table_.remove(offset, length);
-    co_return result<>{};
-  }
-  task<> commit(std::uint64_t size) override {
-    if (const result<> r = table_.may_fail(); !r) co_return fail(r.error());
-    table_.committed_size = size;
-    co_return result<>{};
-  }
 
   struct question {
     std::uint64_t offset, length;
@@ -212,13 +223,11 @@ class test_extents final : public extent_mapping {
     const bool has = a.state == extent_state::mapped || a.state == extent_state::unwritten;
     return a.state == b.state && (!has || b.block == a.block + n);
   }
-
-  test_mapping& table_;
 };
 
-class test_blocks final : public block_mapping {
+class test_blocks final : public table_mapping<block_mapping> {
  public:
-  explicit test_blocks(test_mapping& table) : table_(table) {}
+  using table_mapping::table_mapping;
 
   task<> get_block(std::uint64_t block, buffer_head& b, map_purpose why) override {
     if (why != map_purpose::report) {
@@ -248,26 +257,8 @@ class test_blocks final : public block_mapping {
     if (lie) lie(b, why);
     co_return result<>{};
   }
-  task<> written(std::uint64_t offset, std::uint64_t length) override {
-    if (const result<> r = table_.may_fail(); !r) co_return fail(r.error());
-    table_.set_written(offset, length);
-    co_return result<>{};
-  }
-  task<> unmap(std::uint64_t offset, std::uint64_t length) override {
-    if (const result<> r = table_.may_fail(); !r) co_return fail(r.error());
-    table_.remove(offset, length);
-    co_return result<>{};
-  }
-  task<> commit(std::uint64_t size) override {
-    if (const result<> r = table_.may_fail(); !r) co_return fail(r.error());
-    table_.committed_size = size;
-    co_return result<>{};
-  }
 
   std::function<void(buffer_head&, map_purpose)> lie;
-
- private:
-  test_mapping& table_;
 };
 
 struct object_shape {
