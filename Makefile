@@ -7,6 +7,8 @@ IMAGE  ?=
 CACHE  ?=
 ARGS   ?=
 REPEAT ?= 10
+FUZZ_SECONDS ?= 600
+FUZZ   ?=
 
 # Looks for missing Debian packages and installs only those. `make DEPS=:` leaves that to you.
 DEPS ?= scripts/deps
@@ -14,7 +16,7 @@ DEPS ?= scripts/deps
 export IMAGE CACHE ARGS
 
 .DEFAULT_GOAL := release
-.PHONY: release debug run test stress bench install reference format tidy clean help
+.PHONY: release debug run test stress fuzz bench install reference format tidy clean help
 
 release: ## build the library and build/release/forebay (what plain `make` does)
 	@$(DEPS) build
@@ -39,7 +41,7 @@ test: test-programs ## run every test; ends with CTest's summary
 .PHONY: test-programs
 test-programs:
 	@$(DEPS) test
-	@cmake --preset release -DFOREBAY_BUILD_TESTS=ON -DFOREBAY_TEST_BUILDS=ON >/dev/null
+	@cmake --preset release -DFOREBAY_BUILD_TESTS=ON -DFOREBAY_TEST_BUILDS=ON -DFOREBAY_UNITY=TESTS >/dev/null
 	@cmake --preset asan -DFOREBAY_UNITY=ON >/dev/null
 	@cmake --preset tsan -DFOREBAY_UNITY=ON >/dev/null
 	@cmake --build --preset release -j $(JOBS)
@@ -49,6 +51,12 @@ test-programs:
 stress: test-programs ## run all tests but the house rules REPEAT times (default 10), with FOREBAY_STRESS=1
 	@FOREBAY_STRESS=1 ctest --test-dir $(BUILD)/release --output-on-failure --no-tests=error \
 	  -j $(JOBS) -LE house --repeat until-fail:$(REPEAT) --schedule-random
+
+fuzz: ## run each fuzzer of fuzz/ for FUZZ_SECONDS (default 600), or one: FUZZ=nbd_handshake
+	@$(DEPS) test
+	@cmake --preset fuzz >/dev/null
+	@cmake --build --preset fuzz -j $(JOBS)
+	@scripts/fuzz $(BUILD)/fuzz $(FUZZ_SECONDS) $(FUZZ)
 
 bench: ## measure Forebay beside its peers and print a table (never fails for being slow)
 	@$(DEPS) bench
@@ -67,10 +75,12 @@ format: ## format every C++ file in place
 	@$(DEPS) test
 	@scripts/format
 
-tidy: ## run clang-tidy on what changed since it last passed
+tidy: ## run clang-tidy on what changed since it last passed, and compile each public header alone
 	@$(DEPS) test
 	@cmake --preset asan >/dev/null
 	@scripts/tidy --jobs $(JOBS)
+	@cmake --preset release >/dev/null
+	@scripts/check-headers $(BUILD)/release --jobs $(JOBS)
 
 clean: ## remove the build trees
 	@rm -rf $(BUILD)

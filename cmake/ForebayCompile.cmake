@@ -38,7 +38,8 @@ set(FOREBAY_COMMON_HEADERS
   <mutex> <new> <optional> <span> <string> <string_view> <thread> <utility> <vector> <fmt/format.h>)
 
 # forebay_compile_together(TARGET SIZE FILE...): with FOREBAY_UNITY, up to SIZE of these sources of the target at a time,
-# for a tree that is compiled once: `make test` sets it in the sanitizer trees. In the release tree each is compiled alone.
+# for a tree that is compiled once: `make test` sets it in the sanitizer trees and, but for the library, which is compiled
+# there as its users do, in the release tree.
 function(forebay_compile_together target size)
   if(NOT FOREBAY_UNITY)
     return()

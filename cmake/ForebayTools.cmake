@@ -31,6 +31,8 @@ set(tool_library forebay_tool_deps)
 if(tool_library_sources)
   set(tool_library forebay_tool_lib)
   add_library(forebay_tool_lib STATIC ${tool_library_sources})
+  # Each for itself would take as long as all of the library: most of it goes into CLI11 and the JSON library.
+  forebay_compile_together(forebay_tool_lib 9 ${tool_library_sources})
   target_link_libraries(forebay_tool_lib PUBLIC forebay_tool_deps)
   target_precompile_headers(forebay_tool_lib PRIVATE
     ${FOREBAY_COMMON_HEADERS} <CLI/CLI.hpp> <nlohmann/json.hpp>)
