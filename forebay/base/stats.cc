@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 namespace forebay {
 namespace {
@@ -54,7 +55,14 @@ std::uint64_t histogram::count() const noexcept {
 }
 
 std::uint64_t histogram::percentile(double fraction) const noexcept {
-  const std::uint64_t total = count();
+  std::array<std::uint64_t, bucket_count> counts;
+  for (unsigned i = 0; i < bucket_count; ++i) counts[i] = count_of(i);
+  return percentile_of(counts, fraction);
+}
+
+std::uint64_t histogram::percentile_of(std::span<const std::uint64_t, bucket_count> counts,
+                                       double fraction) noexcept {
+  const std::uint64_t total = std::accumulate(counts.begin(), counts.end(), std::uint64_t{0});
   if (total == 0) return 0;
   // Not std::clamp: it lets a NaN through, which has no value as an integer.
   const double share = fraction > 0.0 ? std::min(fraction, 1.0) : 0.0;
@@ -62,7 +70,7 @@ std::uint64_t histogram::percentile(double fraction) const noexcept {
   const auto rank = std::max<std::uint64_t>(1, static_cast<std::uint64_t>(wanted));
   std::uint64_t seen = 0;
   for (unsigned i = 0; i < bucket_count; ++i) {
-    seen += buckets_[i].load(std::memory_order_relaxed);  // relaxed: a statistic
+    seen += counts[i];
     if (seen >= rank) return bucket_top(i);
   }
   return bucket_top(bucket_count - 1);

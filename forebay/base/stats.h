@@ -14,6 +14,7 @@
 #include <atomic>
 #include <bit>
 #include <cstdint>
+#include <span>
 
 #include "forebay/base/atomics.h"
 #include "forebay/base/cache_line.h"
@@ -72,6 +73,13 @@ inline constinit thread_local std::uint32_t thread_slot = no_slot_yet;
 // Gives the calling thread a number if there is one, until it ends; whether it has one.
 bool take_thread_slot() noexcept;
 }  // namespace detail
+
+// The calling thread's number, below basic_thread_slots<>::count, if it has one; nobody else has it
+// until the thread ends.
+inline std::uint32_t thread_slot() noexcept {
+  prepare_thread_to_count();
+  return detail::thread_slot;
+}
 
 class counter {
  public:
@@ -142,10 +150,16 @@ class histogram {
   void merge(const histogram& other) noexcept;
 
   std::uint64_t count() const noexcept;
+  std::uint64_t count_of(unsigned bucket) const noexcept {
+    return buckets_[bucket].load(std::memory_order_relaxed);  // relaxed: a statistic
+  }
 
   // The value that a share `fraction` (0 to 1) of the recorded values does not exceed, in the unit
   // that was recorded; 0 when nothing was.
   std::uint64_t percentile(double fraction) const noexcept;
+  // The same of counts by bucket, such as those of the time between two looks.
+  static std::uint64_t percentile_of(std::span<const std::uint64_t, bucket_count> counts,
+                                     double fraction) noexcept;
 
  private:
   std::array<std::atomic<std::uint64_t>, bucket_count> buckets_{};

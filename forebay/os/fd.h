@@ -38,6 +38,14 @@ inline constexpr int standard_output = 1;
 result<unique_fd> make_event_fd();
 void signal_event_fd(int fd) noexcept;
 
+// For an eventfd that another process has made and may use as well: makes it one that
+// signal_event_fd() does not wait for. That process can undo it at any time, so where it is not
+// trusted the signal is better given by an io_uring. Errors: EINVAL if it is something else than an
+// eventfd; errno of fcntl(2).
+result<> adopt_event_fd(int fd);
+// Makes it unreadable, if it is readable. Never waits, whatever mode somebody else has given it.
+void drain_event_fd(int fd) noexcept;
+
 // Blocks `signals` for the calling thread (and those it starts) and returns a descriptor that reads
 // them as signalfd_siginfo records (128 bytes each).
 result<unique_fd> make_signal_fd(std::initializer_list<int> signals);

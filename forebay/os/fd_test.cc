@@ -77,6 +77,15 @@ TEST(EventFd, ASignalMakesItReadableUntilItIsRead) {
   EXPECT_EQ(::fcntl(fd->get(), F_GETFD) & FD_CLOEXEC, FD_CLOEXEC);
 }
 
+TEST(EventFd, DrainingDoesNotWait) {
+  const auto fd = make_event_fd();  // in blocking mode
+  ASSERT_TRUE(fd);
+  drain_event_fd(fd->get());  // nothing there
+  signal_event_fd(fd->get());
+  drain_event_fd(fd->get());
+  EXPECT_FALSE(readable(fd->get(), 0));
+}
+
 TEST(SignalFd, ReadsTheSignalsThatItBlocks) {
   std::thread([] {  // the mask of this thread only
     const auto fd = make_signal_fd({SIGUSR1, SIGUSR2});

@@ -201,6 +201,15 @@ result<> block_file::set_size(std::uint64_t bytes) const {
   return {};
 }
 
+// The position that it leaves behind is nobody's: all transfers say where they go.
+result<std::uint64_t> block_file::follow_size() noexcept {
+  const off_t end = ::lseek(fd(), 0, SEEK_END);
+  if (end < 0) return fail_errno();
+  const auto bytes = static_cast<std::uint64_t>(end);
+  if (bytes > geometry_.size_bytes) geometry_.size_bytes = bytes;
+  return bytes;
+}
+
 result<file_extent> block_file::extent_at(std::uint64_t offset_bytes) const {
   const file_extent all_data{geometry_.size_bytes, false};
   if (geometry_.is_block_device) return all_data;

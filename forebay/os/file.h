@@ -12,13 +12,14 @@
 #include <span>
 #include <string>
 
+#include "forebay/base/growing_size.h"
 #include "forebay/os/fd.h"
 
 namespace forebay {
 
 // What a file says of itself.
 struct file_geometry {
-  std::uint64_t size_bytes = 0;
+  growing_size size_bytes;                     // see block_file::follow_size()
   std::uint32_t logical_block_bytes = 512;     // smallest aligned unit that direct I/O accepts
   std::uint32_t physical_block_bytes = 4096;   // unit that the medium writes without a read
   std::uint32_t memory_alignment_bytes = 512;  // alignment that direct I/O asks of buffers
@@ -76,6 +77,11 @@ class block_file {
 
   // Gives a regular file this size; what was behind is gone. Errors: errno of ftruncate(2).
   result<> set_size(std::uint64_t bytes) const;
+
+  // How large the file or device is now, in bytes. The geometry has that size from then on if it is
+  // more than before: what somebody cut off is not there to be read, but stays in the geometry. One
+  // call at a time; whatever else is done meanwhile. Errors: errno of lseek(2).
+  result<std::uint64_t> follow_size() noexcept;
 
   // The extent that holds `offset_bytes` (SEEK_DATA, SEEK_HOLE); all data where the file system
   // cannot tell.

@@ -17,6 +17,8 @@
 #include <thread>
 #include <vector>
 
+#include "forebay/os/test_directory.h"
+
 namespace forebay {
 namespace {
 
@@ -35,13 +37,7 @@ aligned_buffer make_buffer(std::size_t bytes, int fill) {
 
 class File : public testing::Test {
  protected:
-  void SetUp() override {
-    directory = testing::TempDir() + "forebay-file-XXXXXX";
-    ASSERT_NE(::mkdtemp(directory.data()), nullptr);
-  }
-  void TearDown() override { std::filesystem::remove_all(directory); }
-
-  std::string path(const std::string& name) const { return directory + "/" + name; }
+  std::string path(const std::string& name) const { return directory.file(name); }
 
   // A sparse file of this size.
   std::string make_file(const std::string& name, std::uint64_t bytes) const {
@@ -50,12 +46,12 @@ class File : public testing::Test {
     return path(name);
   }
 
-  std::string directory;
+  test_directory directory;
 };
 
 TEST_F(File, OpenErrorsAreTold) {
   EXPECT_EQ(block_file::open(path("missing"), {}).error().value(), ENOENT);
-  EXPECT_EQ(block_file::open(directory, {}).error().value(), EISDIR);
+  EXPECT_EQ(block_file::open(directory.path(), {}).error().value(), EISDIR);
   EXPECT_EQ(block_file::open(make_file("empty", 0), {}).error(), errc::empty_device);
   EXPECT_EQ(block_file::open("/dev/null", {}).error(), errc::not_a_device);
   EXPECT_EQ(block_file::open(path(std::string(300, 'x')), {}).error().value(), ENAMETOOLONG);

@@ -162,6 +162,10 @@ void memory_source::unpin(std::span<std::byte> part) noexcept {
   ::munlock(part.data(), part.size());
 }
 
+const char* memory_source::huge_page_advice() const noexcept {
+  return "allow transparent huge pages in /sys/kernel/mm/transparent_hugepage/enabled";
+}
+
 memory_source& memory_source::system() {
   static memory_source source;
   return source;
@@ -174,6 +178,10 @@ huge_page_pool reserved_huge_pages(page_backing b) {
   std::ifstream(directory + "nr_hugepages") >> pool.total;
   std::ifstream(directory + "free_hugepages") >> pool.free;
   return pool;
+}
+
+void map_what_is_there(std::span<std::byte> range) noexcept {
+  static_cast<void>(::madvise(range.data(), range.size(), MADV_POPULATE_READ));
 }
 
 std::size_t resident_bytes(std::span<const std::byte> range) noexcept {

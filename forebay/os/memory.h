@@ -1,8 +1,8 @@
 // Anonymous memory from the operating system, and how much there is.
 //
-//    map()  address space          commit()  pages behind it, for certain     pin()  that never
-//    leave
-//           (nothing is used yet)  discard() none any more, it reads as zeros unpin()
+//    map()      address space: nothing is used yet
+//    commit()   pages behind it, for certain       discard()  none any more, it reads as zeros
+//    pin()      that never leave                   unpin()
 //
 // `memory_source` is the seam for tests: an arena asks it for everything it does with memory, so a
 // source that fails or refuses huge pages can stand in. All its members may be called from any
@@ -42,6 +42,8 @@ struct memory_request {
   std::size_t commit_bytes = SIZE_MAX;
   // Of ordinary pages: where they begin is a multiple of this power of two.
   std::size_t alignment = 4096;
+  // The memory of frames, which a source may keep somewhere else than what is known of them.
+  bool holds_data = false;
 };
 
 // Owns one mapping; unmaps on destruction.
@@ -60,6 +62,10 @@ class memory_mapping {
   std::byte* data() const noexcept { return data_; }
   std::size_t size_bytes() const noexcept { return bytes_; }
   page_backing backing() const noexcept { return backing_; }
+  // Says of the same memory that it is in other pages.
+  memory_mapping with_backing(page_backing b) && noexcept {
+    return {std::exchange(data_, nullptr), bytes_, b};
+  }
   std::span<std::byte> part(std::size_t start, std::size_t bytes) const noexcept {
     return {data_ + start, bytes};
   }
@@ -93,6 +99,9 @@ class memory_source {
   virtual result<> pin(std::span<std::byte> part);
   virtual void unpin(std::span<std::byte> part) noexcept;
 
+  // What to do, so that map() finds huge pages where it had ordinary ones only.
+  virtual const char* huge_page_advice() const noexcept;
+
   // The source that asks the kernel.
   static memory_source& system();
 };
@@ -107,6 +116,10 @@ huge_page_pool reserved_huge_pages(page_backing b);
 // How much of a range of anonymous memory, in whole pages of 4 KiB, is in memory (mincore(2)); 0 if
 // it is not mapped.
 std::size_t resident_bytes(std::span<const std::byte> range) noexcept;
+
+// Maps what of a range is in memory already, as a file's pages are: 64 KiB at a time, where each
+// touch would map 4 KiB. A refusal costs time only.
+void map_what_is_there(std::span<std::byte> range) noexcept;
 
 // RLIMIT_MEMLOCK of this process; UINT64_MAX for unlimited.
 std::uint64_t pin_limit_bytes() noexcept;

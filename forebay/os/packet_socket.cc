@@ -4,6 +4,7 @@
 #include <linux/filter.h>
 #include <linux/if_ether.h>
 #include <linux/if_packet.h>
+#include <sys/epoll.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 
@@ -15,6 +16,7 @@
 
 #include "forebay/base/assert.h"
 #include "forebay/os/poll.h"
+#include "forebay/os/socket.h"
 
 // Newer than the headers of some systems that have the kernel for it.
 #ifndef PACKET_IGNORE_OUTGOING
@@ -86,6 +88,16 @@ result<> configure(int fd, const net_interface& from, const packet_socket::optio
   return set_option(fd, SOL_PACKET, PACKET_ADD_MEMBERSHIP, membership);
 }
 
+// A descriptor that becomes readable each time that something happens at `fd`.
+result<unique_fd> signs_of(int fd) {
+  unique_fd signs(::epoll_create1(EPOLL_CLOEXEC));
+  if (!signs) return fail_errno();
+  epoll_event wanted{};
+  wanted.events = EPOLLIN | EPOLLET;  // EPOLLERR is always
+  if (::epoll_ctl(signs.get(), EPOLL_CTL_ADD, fd, &wanted) != 0) return fail_errno();
+  return signs;
+}
+
 template <typename T>
 T& header_at(std::byte* at) noexcept {
   return *std::launder(reinterpret_cast<T*>(at));
@@ -107,17 +119,20 @@ result<packet_socket> packet_socket::open(const net_interface& from, const optio
   unique_fd fd(::socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC, 0));
   if (!fd) return fail_errno();
   if (auto r = configure(fd.get(), from, opts); !r) return fail(r.error());
+  auto signs = signs_of(fd.get());
+  if (!signs) return fail(signs.error());
   const std::size_t bytes = std::size_t{opts.block_bytes} * opts.blocks;
   void* const ring =
       ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd.get(), 0);
   if (ring == MAP_FAILED) return fail_errno();
-  packet_socket made(std::move(fd), static_cast<std::byte*>(ring), opts);
+  packet_socket made(std::move(fd), std::move(*signs), static_cast<std::byte*>(ring), opts);
   if (auto r = bind_to(made.fd(), from.index, ETH_P_ALL); !r) return fail(r.error());
   return made;
 }
 
 packet_socket::packet_socket(packet_socket&& other) noexcept
     : fd_(std::move(other.fd_)),
+      signs_(std::move(other.signs_)),
       ring_(std::exchange(other.ring_, nullptr)),
       block_bytes_(other.block_bytes_),
       blocks_(other.blocks_),
@@ -135,11 +150,15 @@ std::atomic_ref<std::uint32_t> packet_socket::status_of(std::uint32_t block) con
   return std::atomic_ref<std::uint32_t>(header.hdr.bh1.block_status);
 }
 
-std::optional<std::uint32_t> packet_socket::take_block() noexcept {
+bool packet_socket::can_take() const noexcept {
   // acquire: pairs with give_back(), so that the mark below is not the one from before it.
-  if (taken_[next_].load(std::memory_order_acquire)) return std::nullopt;
+  if (taken_[next_].load(std::memory_order_acquire)) return false;
   // acquire: pairs with the kernel's hand-over of what is in the block.
-  if ((status_of(next_).load(std::memory_order_acquire) & TP_STATUS_USER) == 0) return std::nullopt;
+  return (status_of(next_).load(std::memory_order_acquire) & TP_STATUS_USER) != 0;
+}
+
+std::optional<std::uint32_t> packet_socket::take_block() noexcept {
+  if (!can_take()) return std::nullopt;
   const std::uint32_t taken = next_;
   taken_[taken].store(true, std::memory_order_relaxed);  // relaxed: read by this thread, and reset
   next_ = next_ + 1 == blocks_ ? 0 : next_ + 1;
@@ -185,18 +204,18 @@ bool packet_socket::walk::next(received_frame& out) noexcept {
 }
 
 result<> packet_socket::wait(int timeout_ms, int also) const {
-  const std::array<int, 2> fds{fd(), also};
+  if (can_take()) return {};
+  // A sign from before that look ends it too soon at most; one that comes after it is kept.
+  const std::array<int, 2> fds{signs_.get(), also};
   const auto ready = wait_readable(fds, timeout_ms);
   if (!ready) return fail(ready.error());
+  if ((*ready & 1) == 0) return {};
+  epoll_event seen{};
+  if (::epoll_wait(signs_.get(), &seen, 1, 0) < 0 && errno != EINTR) return fail_errno();
   return {};
 }
 
-std::error_code packet_socket::take_error() noexcept {
-  int error = 0;
-  socklen_t length = sizeof error;
-  if (::getsockopt(fd(), SOL_SOCKET, SO_ERROR, &error, &length) != 0) error = errno;
-  return {error, std::generic_category()};
-}
+std::error_code packet_socket::take_error() noexcept { return take_socket_error(fd()); }
 
 packet_socket::counters packet_socket::statistics() noexcept {
   tpacket_stats_v3 now{};

@@ -99,8 +99,11 @@ class packet_socket {
   };
   walk frames_of(std::uint32_t block) const noexcept;
 
-  // Waits for a filled block, `also` (a descriptor that becomes readable, or -1) or the end of the
-  // time; whichever it was. Error: of poll(2).
+  // Waits for a block that can be taken, something that happens to the interface, `also` (a
+  // descriptor that becomes readable, or -1) or the end of the time; whichever it was. Blocks that
+  // are taken and not given back do not end it, though the kernel calls the socket readable as long
+  // as there are any: what is waited for is its next sign (epoll(7), edge-triggered). Errors: of
+  // poll(2) and epoll_wait(2).
   result<> wait(int timeout_ms, int also = -1) const;
 
   // What has happened to the interface since the last call: ENETDOWN if it went down or away.
@@ -118,16 +121,19 @@ class packet_socket {
   result<std::size_t> transmit(std::span<const std::span<iovec>> frames) noexcept;
 
  private:
-  packet_socket(unique_fd fd, std::byte* ring, const options& opts)
+  packet_socket(unique_fd fd, unique_fd signs, std::byte* ring, const options& opts)
       : fd_(std::move(fd)),
+        signs_(std::move(signs)),
         ring_(ring),
         block_bytes_(opts.block_bytes),
         blocks_(opts.blocks),
         taken_(std::make_unique<std::atomic<bool>[]>(opts.blocks)) {}
 
   std::atomic_ref<std::uint32_t> status_of(std::uint32_t block) const noexcept;
+  bool can_take() const noexcept;
 
   unique_fd fd_;
+  unique_fd signs_;  // epoll: readable when the kernel has given a sign since the last look
   std::byte* ring_;
   std::uint32_t block_bytes_;
   std::uint32_t blocks_;

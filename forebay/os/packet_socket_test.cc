@@ -2,16 +2,20 @@
 
 #include <gtest/gtest.h>
 #include <linux/filter.h>
+#include <unistd.h>
 
 #include <array>
 #include <chrono>
 #include <cstring>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "forebay/os/poll.h"
 #include "forebay/os/tap.h"
 #include "forebay/os/test_network.h"
+#include "forebay/os/test_xdp.h"
+#include "forebay/os/xdp_socket.h"
 
 namespace forebay {
 namespace {
@@ -277,6 +281,82 @@ TEST(Capability, IsNamedAsInTheManual) {
   });
   if (!skipped.empty()) GTEST_SKIP() << skipped;
   EXPECT_EQ(error, has ? 0 : EPERM);
+}
+
+// ---- AF_XDP: here the raw rings; net/port_test.cc has the rest ----
+
+TEST(XdpSocket, RingsCarryFramesToTheKernelAndBack) {
+  std::string why;
+  const std::string skipped = run_in_own_network([&why] {
+    why = why_no_xdp();
+    if (!why.empty()) return;
+    constexpr std::uint32_t chunk = 2048;
+    constexpr std::uint32_t count = 64;
+    struct free_memory {
+      void operator()(std::byte* p) const { ::operator delete(p, std::align_val_t{4096}); }
+    };
+    const std::unique_ptr<std::byte, free_memory> memory(
+        static_cast<std::byte*>(::operator new(count * chunk, std::align_val_t{4096})));
+    const net_interface lo = *net_interface::find("lo");
+    xdp_socket::options opts{.memory = {memory.get(), count * chunk},
+                             .fill_entries = 32,
+                             .rx_entries = 32,
+                             .tx_entries = 32,
+                             .completion_entries = 32};
+    xdp_socket::options wrong = opts;
+    wrong.fill_entries = 33;
+    EXPECT_EQ(xdp_socket::open(lo, wrong).error(), std::errc::invalid_argument);
+    wrong = opts;
+    wrong.headroom = chunk;
+    EXPECT_EQ(xdp_socket::open(lo, wrong).error(), std::errc::invalid_argument);
+    wrong = opts;
+    wrong.worst = xdp_mode::native_copy;  // lo has none
+    EXPECT_FALSE(xdp_socket::open(lo, wrong));
+
+    auto s = xdp_socket::open(lo, opts);
+    ASSERT_TRUE(s) << s.error().message();
+    EXPECT_EQ(s->mode(), xdp_mode::generic_copy);
+    ASSERT_EQ(s->remarks().size(), 2u);
+    EXPECT_NE(s->remarks()[1].find("native, copy on lo"), std::string::npos) << s->remarks()[1];
+    // The first half of the chunks to receive into, the second to send from.
+    ASSERT_EQ(s->fill().free(32), 32u);
+    for (std::uint32_t i = 0; i < 32; ++i) s->fill().put(i, std::uint64_t{i} * chunk);
+    s->fill().commit(32);
+    ASSERT_EQ(s->tx().free(32), 32u);
+    for (std::uint32_t i = 0; i < 32; ++i) {
+      const std::vector<std::byte> f = frame_of(46 + i * 40, i);
+      const std::uint64_t address = std::uint64_t{32 + i} * chunk;
+      std::memcpy(memory.get() + address, f.data(), f.size());
+      s->tx().put(i, {address, static_cast<std::uint32_t>(f.size()), 0});
+    }
+    s->tx().commit(32);
+    ASSERT_TRUE(s->tx_needs_wakeup());  // as always where the kernel copies
+    for (int tries = 0; tries < 100 && !s->tx().all_taken(); ++tries) {
+      static_cast<void>(s->wake_tx());
+    }
+    for (int tries = 0; tries < 500 && s->rx().ready(32) < 32; ++tries) {
+      ASSERT_TRUE(s->wait(10));
+    }
+    ASSERT_EQ(s->rx().ready(32), 32u);
+    for (std::uint32_t i = 0; i < 32; ++i) {
+      const xdp_descriptor d = s->rx().get(i);
+      const std::vector<std::byte> f = frame_of(46 + i * 40, i);
+      EXPECT_EQ(d.address % chunk, xdp_socket::headroom_min);
+      EXPECT_LT(d.address, std::uint64_t{32} * chunk);
+      ASSERT_EQ(d.length, f.size());
+      EXPECT_EQ(std::memcmp(memory.get() + d.address, f.data(), f.size()), 0);
+    }
+    s->rx().release(32);
+    for (int tries = 0; tries < 500 && s->completion().ready(32) < 32; ++tries) ::usleep(1000);
+    ASSERT_EQ(s->completion().ready(32), 32u);
+    for (std::uint32_t i = 0; i < 32; ++i) {
+      EXPECT_EQ(s->completion().get(i), std::uint64_t{32 + i} * chunk);
+    }
+    s->completion().release(32);
+    const xdp_socket::counters c = s->statistics();
+    EXPECT_EQ(c.rx_dropped + c.rx_ring_full + c.rx_bad_addresses + c.tx_bad_descriptors, 0u);
+  });
+  if (!skipped.empty() || !why.empty()) GTEST_SKIP() << skipped << why;
 }
 
 }  // namespace

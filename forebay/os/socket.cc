@@ -1,15 +1,20 @@
 #include "forebay/os/socket.h"
 
+#include <arpa/inet.h>
+#include <fcntl.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <poll.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/time.h>
 #include <sys/un.h>
 #include <unistd.h>
 
+#include <array>
 #include <charconv>
+#include <cstdio>
 #include <cstring>
 #include <memory>
 #include <new>
@@ -113,15 +118,16 @@ result<endpoint> endpoint::parse_tcp(const std::string& text) {
   return e;
 }
 
-std::string endpoint::nbd_uri(const std::string& export_name) const {
+std::string endpoint::nbd_uri(const std::string& export_name, bool tls) const {
+  const std::string scheme = tls ? "nbds" : "nbd";
   const std::string file = percent_encode(export_name, "/");
-  if (is_unix()) return "nbd+unix:///" + file + "?socket=" + percent_encode(path, "/");
+  if (is_unix()) return scheme + "+unix:///" + file + "?socket=" + percent_encode(path, "/");
   const bool v6 = host.find(':') != std::string::npos;
   const std::string encoded = percent_encode(host, ":");
   std::string name = host.empty() ? "localhost" : encoded;
   if (v6) name.insert(0, 1, '[').push_back(']');
   const std::string at = port == 10809 ? "" : ":" + std::to_string(port);
-  return "nbd://" + name + at + (file.empty() ? "" : "/" + file);
+  return scheme + "://" + name + at + (file.empty() ? "" : "/" + file);
 }
 
 result<unique_fd> listen_unix(const std::string& path) {
@@ -206,9 +212,120 @@ void set_receive_timeout(int fd, unsigned milliseconds) noexcept {
   ::setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &t, sizeof t);
 }
 
+void set_nonblocking(int fd) noexcept {
+  const int flags = ::fcntl(fd, F_GETFL);
+  if (flags >= 0) ::fcntl(fd, F_SETFL, flags | O_NONBLOCK);
+}
+
+bool peer_is_own_user(int fd) noexcept {
+  sockaddr_storage own{};
+  socklen_t length = sizeof own;
+  if (::getsockname(fd, reinterpret_cast<sockaddr*>(&own), &length) != 0) return false;
+  ucred peer{};
+  length = sizeof peer;
+  if (own.ss_family != AF_UNIX) return false;
+  if (::getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &length) != 0) return false;
+  return peer.pid != 0 && (peer.uid == 0 || peer.uid == ::geteuid());
+}
+
 void set_no_delay(int fd) noexcept {
   const int on = 1;
   ::setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+}
+
+void set_keep_alive(int fd) noexcept {
+  constexpr int on = 1;
+  constexpr int idle_s = 60;
+  constexpr int interval_s = 15;
+  constexpr int probes = 4;
+  if (::setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle_s, sizeof idle_s) != 0) return;
+  ::setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &interval_s, sizeof interval_s);
+  ::setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &probes, sizeof probes);
+  ::setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
+}
+
+bool reachable_from_outside(int fd) noexcept {
+  sockaddr_storage address{};
+  socklen_t length = sizeof address;
+  if (::getsockname(fd, reinterpret_cast<sockaddr*>(&address), &length) != 0) return false;
+  if (address.ss_family == AF_INET) {
+    sockaddr_in v4;
+    std::memcpy(&v4, &address, sizeof v4);
+    return ntohl(v4.sin_addr.s_addr) >> 24 != IN_LOOPBACKNET;
+  }
+  if (address.ss_family == AF_INET6) {
+    sockaddr_in6 v6;
+    std::memcpy(&v6, &address, sizeof v6);
+    const bool mapped = IN6_IS_ADDR_V4MAPPED(&v6.sin6_addr);
+    if (mapped) return v6.sin6_addr.s6_addr[12] != IN_LOOPBACKNET;
+    return !IN6_IS_ADDR_LOOPBACK(&v6.sin6_addr);
+  }
+  return false;
+}
+
+std::string peer_name(int fd) {
+  sockaddr_storage address{};
+  socklen_t length = sizeof address;
+  auto* const at = reinterpret_cast<sockaddr*>(&address);
+  if (::getpeername(fd, at, &length) != 0) return "a client that is gone";
+  if (address.ss_family == AF_UNIX) return "a client at the unix socket";
+  if (address.ss_family == AF_VSOCK) return "a client at the vsock port";
+  std::array<char, NI_MAXHOST> host{};
+  std::array<char, NI_MAXSERV> port{};
+  if (::getnameinfo(at, length, host.data(), host.size(), port.data(), port.size(),
+                    NI_NUMERICHOST | NI_NUMERICSERV) != 0) {
+    return "a client";
+  }
+  const bool v6 = address.ss_family == AF_INET6;
+  return std::string(v6 ? "[" : "") + host.data() + (v6 ? "]:" : ":") + port.data();
+}
+
+void peer_identity(int fd, std::span<char> out) noexcept {
+  const auto tell = [out](const char* what) { std::snprintf(out.data(), out.size(), "%s", what); };
+  sockaddr_storage address{};
+  socklen_t length = sizeof address;
+  if (::getpeername(fd, reinterpret_cast<sockaddr*>(&address), &length) != 0) {
+    return tell("a client that is gone");
+  }
+  std::array<char, INET6_ADDRSTRLEN> host{};
+  switch (address.ss_family) {
+    case AF_UNIX: {
+      ucred peer{};
+      length = sizeof peer;
+      if (::getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &length) != 0) break;
+      std::snprintf(out.data(), out.size(), "pid %d, uid %u", peer.pid, peer.uid);
+      return;
+    }
+    case AF_INET: {
+      const auto& v4 = reinterpret_cast<const sockaddr_in&>(address);
+      ::inet_ntop(AF_INET, &v4.sin_addr, host.data(), host.size());
+      std::snprintf(out.data(), out.size(), "%s:%u", host.data(), ntohs(v4.sin_port));
+      return;
+    }
+    case AF_INET6: {
+      const auto& v6 = reinterpret_cast<const sockaddr_in6&>(address);
+      ::inet_ntop(AF_INET6, &v6.sin6_addr, host.data(), host.size());
+      std::snprintf(out.data(), out.size(), "[%s]:%u", host.data(), ntohs(v6.sin6_port));
+      return;
+    }
+    case AF_VSOCK:
+      return tell("a client at the vsock port");
+    default:
+      break;
+  }
+  tell("a client");
+}
+
+std::error_code take_socket_error(int fd) noexcept {
+  int error = 0;
+  socklen_t length = sizeof error;
+  if (::getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &length) != 0) error = errno;
+  return {error, std::generic_category()};
+}
+
+bool has_hung_up(int fd) noexcept {
+  pollfd one{.fd = fd, .events = 0, .revents = 0};
+  return ::poll(&one, 1, 0) == 1 && (one.revents & (POLLHUP | POLLERR)) != 0;
 }
 
 void shutdown_socket(int fd) noexcept { ::shutdown(fd, SHUT_RDWR); }

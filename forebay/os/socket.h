@@ -24,8 +24,9 @@ struct endpoint {
   // "HOST:PORT", "[V6ADDRESS]:PORT" or ":PORT" (every address). Error: EINVAL.
   static result<endpoint> parse_tcp(const std::string& text);
 
-  // The URI of an NBD export at this endpoint (NetworkBlockDevice/nbd doc/uri.md), escaped.
-  std::string nbd_uri(const std::string& export_name) const;
+  // The URI of an NBD export at this endpoint (NetworkBlockDevice/nbd doc/uri.md), escaped;
+  // of one that demands TLS, if so.
+  std::string nbd_uri(const std::string& export_name, bool tls = false) const;
 };
 
 // Listens on a unix socket. A socket file that nobody listens on any more is replaced. Errors:
@@ -49,8 +50,39 @@ result<> receive_all(int fd, std::span<std::byte> data);
 // A receive that waits longer than so many milliseconds fails with EAGAIN.
 void set_receive_timeout(int fd, unsigned milliseconds) noexcept;
 
+// Transfers that would wait fail with EAGAIN (O_NONBLOCK).
+void set_nonblocking(int fd) noexcept;
+
+// Whether the other end of a unix socket was connected, or made to listen, by a process of this
+// one's user or of root; false of every other socket.
+bool peer_is_own_user(int fd) noexcept;
+
 // Small writes leave at once (TCP_NODELAY); nothing on other sockets.
 void set_no_delay(int fd) noexcept;
+
+// A peer that is gone without a word is noticed within two minutes (SO_KEEPALIVE with times for
+// TCP); nothing on other sockets.
+void set_keep_alive(int fd) noexcept;
+
+// Whether somebody on another machine may reach a listening socket: one of IP that is not bound to
+// a loopback address. (A virtual machine's vsock does not leave the machine.)
+bool reachable_from_outside(int fd) noexcept;
+
+// The other end in words: "127.0.0.1:4711", "[::1]:4711", or the kind of socket.
+std::string peer_name(int fd);
+
+// Who is at the other end, as text with a zero behind it: of IP the address and port as above, of a
+// unix socket "pid 17, uid 0" of who connected it (0 for a process that is not seen from here), of
+// others as peer_name(). Without memory from the heap; what does not fit is left out.
+void peer_identity(int fd, std::span<char> out) noexcept;
+
+// The error that waits at a socket of any kind (SO_ERROR), which is taken off it; none if there is
+// none.
+std::error_code take_socket_error(int fd) noexcept;
+
+// Whether the other end can neither send nor receive any more: closed, for a unix socket; reset,
+// for TCP, which cannot tell a close from the end of what is sent.
+bool has_hung_up(int fd) noexcept;
 
 // Both directions end; a reader wakes up with end of stream.
 void shutdown_socket(int fd) noexcept;

@@ -14,11 +14,12 @@
 #include <array>
 #include <cstdlib>
 #include <cstring>
-#include <filesystem>
 #include <fstream>
 #include <string>
 #include <thread>
 #include <vector>
+
+#include "forebay/os/test_directory.h"
 
 namespace forebay {
 namespace {
@@ -94,13 +95,6 @@ TEST(Endpoint, EscapesWhatAUriWouldMisread) {
 
 class UnixSocket : public testing::Test {
  protected:
-  void SetUp() override {
-    directory = testing::TempDir() + "forebay-socket-XXXXXX";
-    ASSERT_NE(::mkdtemp(directory.data()), nullptr);
-    path = directory + "/s";
-  }
-  void TearDown() override { std::filesystem::remove_all(directory); }
-
   // Binds a socket of this type to `path`, without listening.
   unique_fd bind_only(int type) {
     unique_fd fd(::socket(AF_UNIX, type | SOCK_CLOEXEC, 0));
@@ -116,8 +110,8 @@ class UnixSocket : public testing::Test {
     return ::lstat(path.c_str(), &st) == 0 && S_ISSOCK(st.st_mode);
   }
 
-  std::string directory;
-  std::string path;
+  const test_directory directory;
+  const std::string path = directory.file("s");
 };
 
 TEST_F(UnixSocket, ListensAndConnects) {
@@ -205,13 +199,13 @@ TEST_F(UnixSocket, SomethingElseInTheWayIsUntouched) {
 }
 
 TEST_F(UnixSocket, PathsThatCannotBeAreRefused) {
-  const std::string longest = directory + "/" + std::string(107 - directory.size() - 1, 'x');
+  const std::string longest = directory.file(std::string(107 - directory.file("").size(), 'x'));
   EXPECT_TRUE(listen_unix(longest)) << "107 bytes and the final zero fit";
   EXPECT_EQ(listen_unix(longest + "x").error().value(), ENAMETOOLONG);
   EXPECT_EQ(connect_to(unix_at(longest + "x")).error().value(), ENAMETOOLONG);
   EXPECT_EQ(listen_unix("").error().value(), EINVAL) << "not an abstract socket by accident";
-  EXPECT_EQ(listen_unix(directory + "/missing/s").error().value(), ENOENT);
-  EXPECT_EQ(connect_to(unix_at(directory + "/missing")).error().value(), ENOENT);
+  EXPECT_EQ(listen_unix(directory.file("missing/s")).error().value(), ENOENT);
+  EXPECT_EQ(connect_to(unix_at(directory.file("missing"))).error().value(), ENOENT);
 }
 
 TEST_F(UnixSocket, RemovingTheFileTwiceIsOfNoConsequence) {

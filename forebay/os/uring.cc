@@ -4,6 +4,7 @@
 #include <liburing.h>
 #include <linux/falloc.h>
 #include <linux/fs.h>
+#include <poll.h>
 #include <sys/socket.h>
 
 #include <algorithm>
@@ -59,12 +60,47 @@ void fill(io_uring_sqe& sqe, const uring_submission& s) noexcept {
     case uring_opcode::sendmsg:
       io_uring_prep_sendmsg(&sqe, s.fd, static_cast<const msghdr*>(s.address), s.flags);
       break;
+    case uring_opcode::poll:
+      io_uring_prep_poll_add(&sqe, s.fd, POLLIN);
+      break;
     case uring_opcode::cancel:
       io_uring_prep_cancel64(&sqe, reinterpret_cast<std::uint64_t>(s.address), 0);
       break;
   }
   if (s.registered_file) sqe.flags |= IOSQE_FIXED_FILE;
   sqe.user_data = s.user_data;
+}
+
+// What fill() makes.
+constexpr std::array used_operations = {
+    IORING_OP_NOP,         IORING_OP_READ,        IORING_OP_WRITE,  IORING_OP_READ_FIXED,
+    IORING_OP_WRITE_FIXED, IORING_OP_READV,       IORING_OP_WRITEV, IORING_OP_FSYNC,
+    IORING_OP_FALLOCATE,   IORING_OP_ACCEPT,      IORING_OP_RECV,   IORING_OP_SENDMSG,
+    IORING_OP_POLL_ADD,    IORING_OP_ASYNC_CANCEL};
+// What the register_…() and update_…() call.
+constexpr std::array used_registrations = {IORING_REGISTER_BUFFERS, IORING_REGISTER_BUFFERS2,
+                                           IORING_REGISTER_BUFFERS_UPDATE, IORING_REGISTER_FILES,
+                                           IORING_REGISTER_ENABLE_RINGS};
+
+// Lets a ring that has been made disabled do what is used of it, and nothing else, for ever; then
+// enables it. Returns 0 or a negative errno.
+int restrict_and_enable(io_uring& ring) noexcept {
+  std::array<io_uring_restriction, used_operations.size() + used_registrations.size() + 1> rules{};
+  std::size_t n = 0;
+  for (const auto op : used_operations) {
+    rules[n].opcode = IORING_RESTRICTION_SQE_OP;
+    rules[n++].sqe_op = static_cast<__u8>(op);
+  }
+  for (const auto registration : used_registrations) {
+    rules[n].opcode = IORING_RESTRICTION_REGISTER_OP;
+    rules[n++].register_op = static_cast<__u8>(registration);
+  }
+  rules[n].opcode = IORING_RESTRICTION_SQE_FLAGS_ALLOWED;
+  rules[n].sqe_flags = IOSQE_FIXED_FILE;
+  // liburing 2.3 declares functions for both and does not export them.
+  const auto fd = static_cast<unsigned>(ring.ring_fd);
+  const int e = io_uring_register(fd, IORING_REGISTER_RESTRICTIONS, rules.data(), rules.size());
+  return e != 0 ? e : io_uring_register(fd, IORING_REGISTER_ENABLE_RINGS, nullptr, 0);
 }
 
 }  // namespace
@@ -85,11 +121,14 @@ uring& uring::operator=(uring&&) noexcept = default;
 uring::~uring() = default;
 
 result<uring> uring::create(unsigned entries) {
-  // Newest set of flags first: what an older kernel does not know it answers with EINVAL.
-  constexpr std::array<unsigned, 3> attempts = {
-      IORING_SETUP_SUBMIT_ALL | IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN |
+  // Newest set of flags first: what an older kernel does not know it answers with EINVAL. Before
+  // 5.10 there are no restrictions either.
+  constexpr std::array<unsigned, 4> attempts = {
+      IORING_SETUP_R_DISABLED | IORING_SETUP_SUBMIT_ALL | IORING_SETUP_SINGLE_ISSUER |
+          IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_TASKRUN_FLAG,
+      IORING_SETUP_R_DISABLED | IORING_SETUP_SUBMIT_ALL | IORING_SETUP_COOP_TASKRUN |
           IORING_SETUP_TASKRUN_FLAG,
-      IORING_SETUP_SUBMIT_ALL | IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG,
+      IORING_SETUP_R_DISABLED,
       0,
   };
   entries = std::bit_ceil(std::max(entries, 8u));
@@ -100,7 +139,12 @@ result<uring> uring::create(unsigned entries) {
     params.flags = flags | IORING_SETUP_CQSIZE;
     params.cq_entries = entries * 4;
     error = -io_uring_queue_init_params(entries, raw.get(), &params);
-    if (error == 0) return uring(std::unique_ptr<io_uring, closer>(raw.release()));
+    if (error == 0) {
+      uring made{std::unique_ptr<io_uring, closer>(raw.release())};
+      const bool disabled = (flags & IORING_SETUP_R_DISABLED) != 0;
+      if (const int e = disabled ? restrict_and_enable(*made.ring_) : 0; e != 0) return fail(-e);
+      return made;
+    }
     if (error != EINVAL) break;
   }
   return fail(error);

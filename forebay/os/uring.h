@@ -1,6 +1,9 @@
 // io_uring: set-up, submission and completion entries, registration. Nothing here waits but
 // submit_and_wait().
 //
+// A ring can do only what is said here: the kernel refuses any other operation with EACCES, whoever
+// writes it into the ring (since Linux 5.10). A new opcode has to be let through in uring.cc.
+//
 // One thread owns a ring: it creates it and makes every call on it (IORING_SETUP_SINGLE_ISSUER
 // where the kernel has it).
 #pragma once
@@ -31,6 +34,7 @@ enum class uring_opcode : std::uint8_t {
   accept,
   recv,
   sendmsg,
+  poll,  // until it can be read from, is at its end or has an error
   cancel,
 };
 

@@ -4,7 +4,10 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <linux/io_uring.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -71,6 +74,41 @@ TEST_F(Uring, NopsComeBackWithTheirUserData) {
   const auto results = collect(10);
   EXPECT_EQ(ring->queued(), 0u);
   for (std::uint64_t i = 0; i < 10; ++i) EXPECT_EQ(results.at(i | (1ull << 63)), 0);
+}
+
+// The descriptor of the only ring of this process.
+int descriptor_of_ring() {
+  for (int fd = 0; fd < 1024; ++fd) {
+    std::array<char, 64> target{};
+    const std::string link = "/proc/self/fd/" + std::to_string(fd);
+    if (::readlink(link.c_str(), target.data(), target.size() - 1) > 0 &&
+        std::string(target.data()) == "anon_inode:[io_uring]") {
+      return fd;
+    }
+  }
+  return -1;
+}
+
+TEST_F(Uring, RefusesOperationsThatNobodyMakesHere) {
+  const int fd = descriptor_of_ring();
+  ASSERT_GE(fd, 0);
+  ASSERT_TRUE(ring->push({.user_data = 1}));
+  // Its first entry, as who has taken the process over would write it.
+  void* const entries = ::mmap(nullptr, 16 * sizeof(io_uring_sqe), PROT_READ | PROT_WRITE,
+                               MAP_SHARED, fd, IORING_OFF_SQES);
+  ASSERT_NE(entries, MAP_FAILED);
+  auto& entry = *static_cast<io_uring_sqe*>(entries);
+  ASSERT_EQ(entry.opcode, IORING_OP_NOP);
+  entry.opcode = IORING_OP_OPENAT;
+  entry.fd = AT_FDCWD;
+  entry.addr = reinterpret_cast<std::uint64_t>("/etc/passwd");
+  EXPECT_EQ(collect(1).at(1), -EACCES);
+  ::munmap(entries, 16 * sizeof(io_uring_sqe));
+  const unique_fd event = *make_event_fd();
+  const int value = event.get();
+  EXPECT_EQ(::syscall(SYS_io_uring_register, fd, IORING_REGISTER_EVENTFD, &value, 1), -1);
+  EXPECT_EQ(errno, EACCES);
+  EXPECT_EQ(perform({}), 0);
 }
 
 TEST_F(Uring, NothingToWaitForEndsWithTheTimeout) {
