@@ -48,13 +48,14 @@ result<std::unique_ptr<arena>> arena::create(const options& opts, memory_source&
   if (opts.bytes > max_bytes) return fail(errc::too_large);
   if (opts.numa_node != any_numa_node && !numa_node_exists(opts.numa_node)) return fail(ENODEV);
   parts p;
-  p.page_count = static_cast<std::uint32_t>(opts.bytes / (page_bytes + page_state_bytes));
+  p.page_count = frames_of(opts.bytes);
   auto data = source.map({.bytes = std::size_t{p.page_count} << page_shift,
                           .largest = opts.huge_pages
                                          ? opts.largest_pages.value_or(page_backing::huge_reserved)
                                          : page_backing::ordinary,
                           .node = opts.numa_node,
-                          .commit_bytes = initial_bytes(opts.limit_bytes, p.page_count)});
+                          .commit_bytes = initial_bytes(opts.limit_bytes, p.page_count),
+                          .holds_data = true});
   if (!data) return fail(data.error());
   p.data = std::move(*data);
   auto states = source.map({.bytes = table_bytes(p.page_count),
@@ -147,9 +148,8 @@ void arena::remark_on_pages(page_backing wanted) {
                             : "raise vm.nr_hugepages");
   }
   if (got == page_backing::ordinary) {
-    text +=
-        ", which costs address translation time: allow transparent huge pages in "
-        "/sys/kernel/mm/transparent_hugepage/enabled";
+    text += ", which costs address translation time: ";
+    text += source_.huge_page_advice();
   } else if (got == page_backing::huge_transparent) {
     text += ": the kernel gives them while it finds some and may split them";
   }

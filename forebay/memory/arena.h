@@ -119,6 +119,11 @@ class arena {
   // What 31-bit object handles reach.
   static constexpr std::size_t max_bytes = std::size_t{128} << 30;
 
+  // How many frames so many bytes are.
+  static constexpr std::uint32_t frames_of(std::size_t bytes) noexcept {
+    return static_cast<std::uint32_t>(bytes / (page_bytes + page_state_bytes));
+  }
+
   // Errors: errc::too_small and errc::too_large outside [min_bytes, max_bytes]; ENODEV if there is
   // no such NUMA node; ENOMEM; those of `source`. That pages are smaller than wished or not pinned
   // is not an error but a remark.

@@ -10,7 +10,7 @@ constexpr std::uint64_t mebibyte = 1u << 20;
 }  // namespace
 
 pressure_governor::pressure_governor(const options& opts) noexcept
-    : options_(opts), limit_(opts.capacity_bytes) {
+    : options_(opts), ceiling_(opts.capacity_bytes), limit_(opts.capacity_bytes) {
   options_.floor_bytes = std::min(opts.floor_bytes, opts.capacity_bytes);
 }
 
@@ -24,14 +24,25 @@ std::uint64_t pressure_governor::in_bounds(std::uint64_t bytes) const noexcept {
 }
 
 std::uint64_t pressure_governor::allowed_bytes(const look& l) const noexcept {
-  if (!l.room) return options_.capacity_bytes;
+  if (!l.room) return ceiling_;
   // A headroom is at most 2^62 or INT64_MAX, for none.
   const std::int64_t headroom = l.room->headroom_bytes();
-  if (headroom == INT64_MAX) return options_.capacity_bytes;
+  if (headroom == INT64_MAX) return ceiling_;
   const std::int64_t more = headroom - static_cast<std::int64_t>(margin_bytes(l.room->limit_bytes));
   const auto have = static_cast<std::int64_t>(std::min(l.resident_bytes, l.committed_bytes));
   const std::int64_t all = std::max<std::int64_t>(have + more, 0);
-  return std::min(static_cast<std::uint64_t>(all), options_.capacity_bytes);
+  return std::min(static_cast<std::uint64_t>(all), ceiling_);
+}
+
+void pressure_governor::set_ceiling(std::uint64_t bytes, const look& l) noexcept {
+  const std::uint64_t before = ceiling_;
+  ceiling_ = in_bounds(bytes);
+  if (ceiling_ < limit_) {
+    limit_ = ceiling_;
+  } else if (limit_ == before && !is_tense(l.now_ns)) {
+    // Only the old wish has kept it down.
+    limit_ = std::max(limit_, in_bounds(allowed_bytes(l)));
+  }
 }
 
 // Whether the last share that was taken has had its effect.

@@ -56,6 +56,11 @@ class pressure_governor {
   // The limit from now on; capacity_bytes means that there is none.
   std::uint64_t decide(const look& l) noexcept;
 
+  // It is to be no more than this, whatever there is: below the capacity, somebody's wish. Down it
+  // goes at once, and up as well unless memory was short, or is not known to be there.
+  void set_ceiling(std::uint64_t bytes, const look& l) noexcept;
+  std::uint64_t ceiling_bytes() const noexcept { return ceiling_; }
+
   std::uint64_t limit_bytes() const noexcept { return limit_; }
   bool is_limited() const noexcept { return limit_ < options_.capacity_bytes; }
 
@@ -68,7 +73,7 @@ class pressure_governor {
   // at least 4 MiB and at most 64 MiB.
   static std::uint64_t margin_bytes(std::uint64_t limit_bytes) noexcept;
 
-  // What the arena may have with `l.room`, at most the capacity.
+  // What the arena may have with `l.room`, at most the ceiling.
   std::uint64_t allowed_bytes(const look& l) const noexcept;
 
  private:
@@ -80,7 +85,8 @@ class pressure_governor {
   bool is_settled(const look& l) const noexcept;
 
   options options_;
-  std::uint64_t limit_;
+  std::uint64_t ceiling_;         // at least the floor
+  std::uint64_t limit_;           // at most the ceiling
   bool pressed_ = false;          // ever
   std::uint64_t pressed_ns_ = 0;  // last time
   std::uint64_t shared_ns_ = 0;   // when an event last took a share

@@ -41,6 +41,32 @@ TEST(PressureGovernor, WithoutPressureThereIsNoLimit) {
   EXPECT_FALSE(w.governor.is_tense(w.now));
 }
 
+TEST(PressureGovernor, AWishIsACeilingThatIsReachedAtOnce) {
+  world w;
+  const auto wish = [&w](std::uint64_t bytes) {
+    pressure_governor::look l{.now_ns = w.now, .committed_bytes = w.held, .resident_bytes = w.held};
+    if (w.limit != UINT64_MAX) l.room = memory_room{w.limit, w.held + w.others, 0};
+    w.governor.set_ceiling(bytes, l);
+    return w.look();
+  };
+  EXPECT_EQ(wish(101 * mebibyte), 100 * mebibyte);
+  EXPECT_TRUE(w.governor.is_limited());
+  EXPECT_FALSE(w.governor.is_tense(w.now)) << "nothing is short";
+  for (int i = 0; i < 100; ++i) EXPECT_EQ(w.look(), 100 * mebibyte) << "grows past the wish";
+  EXPECT_EQ(wish(1), 8 * mebibyte) << "the floor";
+  EXPECT_EQ(wish(200 * mebibyte), 200 * mebibyte);
+  w.fill();
+  // What is known to be there comes before the wish, and growth is slow once memory was short.
+  w.limit = 128 * mebibyte;
+  EXPECT_EQ(w.look(), 110 * mebibyte);
+  EXPECT_EQ(wish(240 * mebibyte), 110 * mebibyte);
+  w.limit = UINT64_MAX;
+  EXPECT_EQ(wish(UINT64_MAX), 110 * mebibyte) << "it was short a moment ago";
+  for (int i = 0; i < 200; ++i) w.look();
+  EXPECT_EQ(w.governor.limit_bytes(), capacity);
+  EXPECT_FALSE(w.governor.is_limited());
+}
+
 TEST(PressureGovernor, AKnownLimitIsKeptAtOnceWithAMargin) {
   world w;
   w.limit = 128 * mebibyte;

@@ -32,6 +32,7 @@ pressure_monitor::pressure_monitor(arena& memory, shrinker_registry& shrinkers, 
     : memory_(memory),
       shrinkers_(shrinkers),
       options_(std::move(opts)),
+      ceiling_(options_.ceiling_bytes),
       statm_(options_.root + "/proc/self/statm"),
       charged_(memory.backing() == page_backing::huge_transparent ||
                memory.backing() == page_backing::ordinary),
@@ -42,6 +43,7 @@ pressure_monitor::pressure_monitor(arena& memory, shrinker_registry& shrinkers, 
                  .calm_ns = options_.calm_ns}) {
   const scoped_lock hold(lock_);
   statistics_.capacity_bytes = memory_.memory().size();
+  statistics_.ceiling_bytes = statistics_.capacity_bytes;
   statistics_.limit_bytes = statistics_.capacity_bytes;
 }
 
@@ -108,12 +110,15 @@ pressure_governor::look pressure_monitor::look(memory_pressure event) const {
 // Sets the limit that the governor decides on.
 void pressure_monitor::apply(const pressure_governor::look& l) {
   const std::uint64_t before = governor_.limit_bytes();
+  const std::uint64_t wish = ceiling_.load(std::memory_order_relaxed);  // relaxed: a level
+  governor_.set_ceiling(wish, l);
   const std::uint64_t limit = governor_.decide(l);
   if (limit != before) {
     memory_.set_limit_bytes(governor_.is_limited() ? limit : UINT64_MAX);
     if (options_.limit_changed) options_.limit_changed(limit);
   }
   const scoped_lock hold(lock_);
+  statistics_.ceiling_bytes = governor_.ceiling_bytes();
   statistics_.limit_bytes = limit;
   if (limit < before) ++statistics_.limit_lowered;
   if (limit > before) ++statistics_.limit_raised;
@@ -181,6 +186,11 @@ void pressure_monitor::stop() {
   if (!thread_.joinable()) return;
   thread_.request_stop();
   thread_.join();
+}
+
+void pressure_monitor::set_ceiling(std::uint64_t bytes) noexcept {
+  ceiling_.store(bytes, std::memory_order_relaxed);  // relaxed: a level
+  sources_.wake();
 }
 
 pressure_statistics pressure_monitor::statistics() const {

@@ -20,6 +20,7 @@
 // shrinks. Any thread may call any member.
 #pragma once
 
+#include <atomic>
 #include <functional>
 #include <memory>
 #include <string>
@@ -35,6 +36,7 @@ namespace forebay {
 
 struct pressure_statistics {
   std::uint64_t capacity_bytes = 0;
+  std::uint64_t ceiling_bytes = 0;     // that the limit is to be at most; the capacity for no wish
   std::uint64_t limit_bytes = 0;       // of the arena; the capacity when there is none
   std::uint64_t committed_bytes = 0;   // that the arena has
   std::uint64_t given_back_bytes = 0;  // to the operating system, since the start
@@ -54,7 +56,8 @@ class pressure_monitor {
   struct options {
     std::string root = {};  // below which /proc and /sys are looked for; for tests
     std::uint64_t floor_bytes = 4u << 20;
-    std::uint64_t calm_ns = 2'000'000'000;  // see pressure_governor
+    std::uint64_t ceiling_bytes = UINT64_MAX;  // see set_ceiling()
+    std::uint64_t calm_ns = 2'000'000'000;     // see pressure_governor
     psi_trigger some = {.full = false, .stall_us = 150'000, .window_us = 1'000'000};
     psi_trigger full = {.full = true, .stall_us = 100'000, .window_us = 1'000'000};
     // Called when the arena's limit has changed, with the new one: its capacity if there is none.
@@ -81,6 +84,10 @@ class pressure_monitor {
 
   pressure_statistics statistics() const;
 
+  // The arena is to have at most so much from now on, even if there is more; at least the floor.
+  // The thread sets the limit within a moment, and has what is over it given back.
+  void set_ceiling(std::uint64_t bytes) noexcept;
+
   // One round of what the thread does, for who has no thread running: waits at most `timeout_ns`.
   void run_once(std::uint64_t timeout_ns, const std::stop_token& stop = {});
 
@@ -103,6 +110,7 @@ class pressure_monitor {
   arena& memory_;
   shrinker_registry& shrinkers_;
   const options options_;
+  std::atomic<std::uint64_t> ceiling_;  // the wish; the governor hears of it in the next round
   const std::string statm_;
   const bool charged_;  // the arena's memory counts for the process's group
   std::optional<memory_cgroup> group_;

@@ -105,11 +105,11 @@ RC_GTEST_PROP(Slab, ObjectsNeverOverlapAndKeepTheirContents, ()) {
       const bool many = random() % 16 == 0;
       if (live.empty() || random() % 4 < (grow ? 3u : 1u)) {
         std::vector<void*> got(many ? random() % 100 : 1);
+        // 128 KiB each, with red zones about 64 KiB: the arena does not hold many more of them.
+        if (live.size() + got.size() > 100) got.clear();
         if (many) {
-          // 64 KiB each: the arena does not hold more than that of them.
-          if (live.size() + got.size() > 100) got.clear();
           RC_ASSERT(cache.allocate(std::span(got)) == got.size());
-        } else {
+        } else if (!got.empty()) {
           got[0] = cache.allocate();
         }
         for (void* p : got) {

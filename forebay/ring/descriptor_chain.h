@@ -4,8 +4,9 @@
 //
 // Checked, each with an error of its own (ring_errc): numbers within the table, no loop, no more
 // descriptors than the limit, no more bytes than the limit, no descriptor of zero bytes, known
-// flags, readable before writable, an indirect descriptor only where it may be (alone, not nested),
-// every byte within a region and written only where that is allowed.
+// flags, readable before writable, an indirect descriptor only where it may be (the chain's last,
+// not nested; what its write flag says is ignored, virtio 1.2, 2.7.5.3.2), every byte within a
+// region and written only where that is allowed.
 //
 // A walk takes at most `descriptors_max` steps. A loop is seen by comparing each number with one
 // that is kept for 1, 2, 4, … steps (Brent 1980), so that it has its name; the limit would end it
@@ -21,7 +22,7 @@ namespace forebay {
 struct chain_limits {
   std::uint32_t descriptors_max = 256;
   std::uint64_t bytes_max = std::uint64_t{64} << 20;
-  bool indirect = false;  // the head may be an indirect descriptor
+  bool indirect = false;  // the last may be an indirect descriptor
 };
 
 // Pieces of memory in the order of the chain; neighbours that touch are one piece. The spans lie in
@@ -46,14 +47,16 @@ class chain_collector {
   template <DescriptorTable Table>
   result<> walk(const Table& table, std::uint32_t at, bool may_be_indirect) noexcept {
     std::uint32_t kept = at;
-    for (std::uint32_t steps = 0, power = 1;; may_be_indirect = false) {
+    for (std::uint32_t steps = 0, power = 1;;) {
       if (at >= table.size()) return fail(ring_errc::chain_index);
       if (count_ == limits_.descriptors_max) return fail(ring_errc::chain_too_long);
       ++count_;
       const descriptor d = table.read(at);
       if ((d.flags & ~descriptor_flags) != 0) return fail(ring_errc::bad_flags);
       if ((d.flags & descriptor_indirect) != 0) {
-        if (!may_be_indirect || d.flags != descriptor_indirect) return fail(ring_errc::bad_flags);
+        if (!may_be_indirect || (d.flags & descriptor_next) != 0) {
+          return fail(ring_errc::bad_flags);
+        }
         return walk_indirect(d);
       }
       if (auto r = add(d); !r) return r;
@@ -149,6 +152,35 @@ result<chain_pieces> collect_chain(const Table& table, std::uint32_t head,
   detail::chain_collector<Memory> collector(memory, limits, storage);
   if (auto r = collector.walk(table, head, limits.indirect); !r) return fail(r.error());
   return collector.pieces();
+}
+
+// Of a chain that is not as it should be: the last byte of its last descriptor, if that can be
+// found and is the device's to write, else null. There a device says that it has refused the chain.
+template <DescriptorTable Table, AddressTranslation Memory>
+std::byte* last_writable_byte(const Table& table, std::uint32_t head, bool indirect,
+                              const Memory& memory) noexcept {
+  constexpr unsigned steps_max = 1024;
+  std::uint32_t at = head;
+  for (unsigned steps = 0; steps < steps_max && at < table.size(); ++steps) {
+    const descriptor d = table.read(at);
+    if ((d.flags & descriptor_next) != 0) {
+      at = d.next;
+      continue;
+    }
+    if ((d.flags & descriptor_indirect) != 0) {
+      if (!indirect) return nullptr;
+      const auto inner = memory.translate(d.address, d.length, device_access::read);
+      if (!inner || inner->size() != d.length) return nullptr;
+      const auto its_table = shared_descriptor_table::at(*inner);
+      if (!its_table) return nullptr;
+      return last_writable_byte(*its_table, 0, false, memory);
+    }
+    if ((d.flags & descriptor_write) == 0 || d.length == 0) return nullptr;
+    if (d.address > UINT64_MAX - (d.length - 1)) return nullptr;
+    const auto byte = memory.translate(d.address + d.length - 1, 1, device_access::write);
+    return byte ? byte->data() : nullptr;
+  }
+  return nullptr;
 }
 
 }  // namespace forebay

@@ -178,11 +178,36 @@ TEST_F(Chain, AnIndirectTable) {
   EXPECT_EQ(error_of({{0x1000, 0, indirect, 0}}), ring_errc::bad_length);
   EXPECT_EQ(error_of({{0x1ff8, 16, indirect, 0}}), ring_errc::unmapped_address) << "two regions";
   EXPECT_EQ(error_of({{0x5000, 16, indirect, 0}}), ring_errc::unmapped_address);
-  EXPECT_EQ(error_of({{0x1000, 48, indirect | write, 0}}), ring_errc::bad_flags);
+  EXPECT_FALSE(error_of({{0x1000, 48, indirect | write, 0}})) << "the flag says nothing there";
   EXPECT_EQ(error_of({{0x1000, 48, indirect | next, 0}}), ring_errc::bad_flags);
-  EXPECT_EQ(error_of({{0x1100, 1, next, 1}, {0x1000, 48, indirect, 0}}), ring_errc::bad_flags);
+  const chain_pieces both = pieces_of({{0x1000, 1, next, 1}, {0x1000, 48, indirect, 0}});
+  EXPECT_EQ(both.readable_bytes, 11u) << "a direct descriptor, and a table at the end";
+  EXPECT_EQ(both.descriptors, 2u);
   limits.indirect = false;
   EXPECT_EQ(error_of(outer), ring_errc::bad_flags);
+}
+
+// Where to say that a chain is refused.
+TEST_F(Chain, TheLastWritableByte) {
+  const auto last = [&](std::vector<descriptor> list, bool may_be_indirect = true) {
+    return last_writable_byte(descriptor_list(list), 0, may_be_indirect, regions);
+  };
+  EXPECT_EQ(last({{0x5000, 7, next | 8, 1}, {0x1010, 5, write, 0}}), memory.data() + 0x14);
+  EXPECT_EQ(last({{0x1010, 5, 0, 0}}), nullptr) << "not to be written";
+  EXPECT_EQ(last({{0x9000, 5, write, 0}}), nullptr) << "not to be written by anybody";
+  EXPECT_EQ(last({{0x1010, 0, write, 0}}), nullptr);
+  EXPECT_EQ(last({{UINT64_MAX, 2, write, 0}}), nullptr);
+  EXPECT_EQ(last({{0x5000, 5, write, 0}}), nullptr) << "no memory";
+  EXPECT_EQ(last({{0x1000, 1, next, 0}}), nullptr) << "a loop";
+  EXPECT_EQ(last({{0x1000, 1, next, 7}}), nullptr) << "no such number";
+  const auto inner = shared_descriptor_table::at(std::span(memory).first(32));
+  inner->write(0, {0x1100, 10, next, 1});
+  inner->write(1, {0x1200, 20, write, 0});
+  EXPECT_EQ(last({{0x1000, 32, indirect, 0}}), memory.data() + 0x213);
+  EXPECT_EQ(last({{0x1000, 32, indirect, 0}}, false), nullptr);
+  EXPECT_EQ(last({{0x1000, 31, indirect, 0}}), nullptr);
+  inner->write(1, {0x1000, 32, indirect, 0});
+  EXPECT_EQ(last({{0x1000, 32, indirect, 0}}), nullptr) << "nested";
 }
 
 TEST_F(Chain, ATableInSharedMemoryIsWhole) {

@@ -72,6 +72,7 @@ void executor::take_posted() noexcept {
 void executor::run_ready(unsigned completions_max) noexcept {
   expire_timers();
   take_posted();
+  turn_over_ = false;
   for (unsigned left = completions_max; left != 0;) {
     if (deferred_.empty()) {
       run_beside_deferred_ = 0;
@@ -83,11 +84,20 @@ void executor::run_ready(unsigned completions_max) noexcept {
       --left;
       ++run_beside_deferred_;
       c->run(*c);
+      if (turn_over_) [[unlikely]]
+        return run_deferred();
     }
     if (!ready_.empty()) continue;
     take_posted();
     if (!busy()) return;
   }
+}
+
+void executor::run_deferred() noexcept {
+  run_beside_deferred_ = 0;
+  completion_queue now;
+  now.splice(deferred_);
+  while (completion* c = now.pop()) c->run(*c);
 }
 
 void blocking_executor::wake() noexcept { wakes_.wake(); }

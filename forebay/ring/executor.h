@@ -57,6 +57,10 @@ class executor {
   // the place to gather a batch.
   void defer(completion& c) noexcept { deferred_.push(c); }
 
+  // Has the turn that is on end with the completion that is running and what is deferred: timers,
+  // posts and I/O are looked at before what is ready goes on.
+  void end_turn() noexcept { turn_over_ = true; }
+
   // Queues `c` from any thread and wakes the executor if it sleeps. The executor must stay alive
   // until this returns, which for a blocking_executor its run_until() sees to.
   void post(completion& c) noexcept;
@@ -86,8 +90,8 @@ class executor {
   };
 
   // One turn: runs everything that is ready, posted or deferred, and whatever that makes ready,
-  // until nothing is or `completions_max` have run. The bound lets timers expire, posts be taken
-  // and I/O go on beside work that never runs dry.
+  // until nothing is, `completions_max` have run, or one has ended it. The bound lets timers
+  // expire, posts be taken and I/O go on beside work that never runs dry.
   void run_ready(unsigned completions_max = 1024) noexcept;
 
   // Whether a turn ended at its bound: the next one must come without sleeping.
@@ -104,6 +108,7 @@ class executor {
 
   void expire_timers() noexcept;
   void take_posted() noexcept;
+  void run_deferred() noexcept;
 
   completion_queue ready_;
   completion_queue deferred_;
@@ -112,6 +117,7 @@ class executor {
   frame_memory* frames_ = nullptr;
   unsigned run_beside_deferred_ = 0;  // completions since the first deferred one came
   std::uint32_t batches_taken_ = 0;   // its own thread only; wraps round
+  bool turn_over_ = false;            // end_turn() has been called in this turn
 };
 
 // Lends a plain thread an executor: run_until() sleeps on a futex between completions.

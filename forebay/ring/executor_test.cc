@@ -120,6 +120,24 @@ TEST(Executor, PostsAndDeferredOnesAreNotStarvedByWhatIsAlwaysReady) {
   EXPECT_TRUE(deferred);
 }
 
+TEST(Executor, ATurnEndsWhenItIsToldTo) {
+  hand_executor e;
+  recorder r;
+  call last([&] {
+    r.ran.push_back(2);
+    e.end_turn();
+  });
+  e.ready(r.add(1));
+  e.ready(last);
+  e.ready(r.add(4));
+  e.defer(r.add(3));
+  e.run_ready();
+  EXPECT_EQ(r.ran, (std::vector{1, 2, 3}));
+  e.post(r.add(5));
+  e.run_ready();
+  EXPECT_EQ(r.ran, (std::vector{1, 2, 3, 4, 5})) << "and only that one";
+}
+
 TEST(Executor, AChainOfReadyCompletionsNeedsNoStack) {
   hand_executor e;
   int left = 100'000;

@@ -13,6 +13,7 @@
 #include "forebay/os/fd.h"
 #include "forebay/ring/busy_poll.h"
 #include "forebay/ring/executor.h"
+#include "forebay/ring/fair_turns.h"
 #include "forebay/ring/task.h"
 #include "forebay/ring/uring_queue_pair.h"
 
@@ -37,6 +38,11 @@ class loop final : public executor {
   // of sockets. Of the loop's thread.
   uring_domain& registered() noexcept { return queue_.registered(); }
   identity_domain& plain() noexcept { return queue_.plain(); }
+
+  // Whose turn it is among those who may have more work than the loop has time for.
+  fair_turns& turns() noexcept { return turns_; }
+  // Whether something may want the loop beside what is running.
+  bool wanted() const noexcept { return busy() || queue_.pending(); }
 
   // Before run(): for so long the loop looks for completions before it sleeps, as far as that turns
   // out to be of use; at first not at all.
@@ -110,6 +116,7 @@ class loop final : public executor {
   std::uint64_t measured_ns_ = 0;        // when the pace was last looked at
   std::uint64_t pace_ns_ = coalesce_ns;  // from the end of one to that of the next, of late
   busy_poll busy_poll_;
+  fair_turns turns_{*this};
   completion woken_;
   completion cancelled_;  // of every cancel request; never queued
   std::atomic<bool> stopping_{false};

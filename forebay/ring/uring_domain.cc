@@ -7,6 +7,7 @@
 
 #include "forebay/base/assert.h"
 #include "forebay/os/file.h"
+#include "forebay/os/memory.h"
 
 namespace forebay {
 namespace {
@@ -81,12 +82,14 @@ class uring_domain::attachment final : public arena_device {
     return true;
   }
 
-  // Registers all chunks that have memory. Returns the bytes, and in `error` what the kernel said
-  // of the first that it refused.
-  std::size_t register_all(std::error_code& error) noexcept;
-  void register_chunk(std::uint32_t chunk) noexcept;
+  // Registers the chunks that have memory, the first `most` of them, and the others from now on one
+  // by one. Returns the bytes, and in `error` what the kernel said of the first that it refused.
+  std::size_t register_first(std::uint32_t most, std::error_code& error) noexcept;
+  bool register_chunk(std::uint32_t chunk) noexcept;
   void unregister_chunk(std::uint32_t chunk) noexcept;
   void do_what_was_asked() noexcept;
+  // Registers the next chunk that nobody has looked at yet.
+  void go_on() noexcept;
 
   // The arena, from any thread.
   void forget(std::uint32_t chunk) noexcept override {
@@ -121,18 +124,21 @@ class uring_domain::attachment final : public arena_device {
   const std::size_t bytes_;
   const std::uint32_t first_region_;
   const std::uint32_t chunks_;                         // that can be registered
+  std::uint32_t next_ = 0;                             // from here on none has been looked at yet
   const std::unique_ptr<std::uint64_t[]> registered_;  // a bit for each that is
   bits to_forget_;
   bits to_remember_;
 };
 
-std::size_t uring_domain::attachment::register_all(std::error_code& error) noexcept {
+std::size_t uring_domain::attachment::register_first(std::uint32_t most,
+                                                     std::error_code& error) noexcept {
   std::size_t bytes = 0;
   std::array<iovec, batch> pieces{};
-  for (std::uint32_t at = 0; at < chunks_ && !error;) {
+  std::uint32_t& at = next_;
+  while (at < chunks_ && most != 0 && !error) {
     // A run of chunks with memory.
     std::uint32_t n = 0;
-    while (n < batch && at + n < chunks_ && has_memory(memory_, at + n)) {
+    while (n < std::min(batch, most) && at + n < chunks_ && has_memory(memory_, at + n)) {
       pieces[n] = piece_of(memory_, at + n);
       ++n;
     }
@@ -149,15 +155,38 @@ std::size_t uring_domain::attachment::register_all(std::error_code& error) noexc
       bytes += pieces[i].iov_len;
     }
     at += good;
+    most -= good;
+  }
+  if (error) {
+    next_ = chunks_;
+  } else if (next_ < chunks_) {
+    domain_.ask();
   }
   return bytes;
 }
 
-// Or not: what the kernel refuses goes the ordinary way.
-void uring_domain::attachment::register_chunk(std::uint32_t chunk) noexcept {
-  if (has(chunk) || !has_memory(memory_, chunk)) return;
+// Passes over a chunk that is leaving, which may have been answered for already: should it come
+// back, it is asked to be remembered.
+void uring_domain::attachment::go_on() noexcept {
+  while (next_ < chunks_ && (has(next_) || !has_memory(memory_, next_))) ++next_;
+  if (next_ == chunks_) return;
+  map_what_is_there(memory_.memory_of(next_));
+  if (!register_chunk(next_)) {
+    shortfall = std::make_error_code(std::errc::not_enough_memory);
+    next_ = chunks_;
+    return;
+  }
+  ++next_;
+  domain_.ask();
+}
+
+// Or not: what the kernel refuses, and then this is false, goes the ordinary way.
+bool uring_domain::attachment::register_chunk(std::uint32_t chunk) noexcept {
+  if (has(chunk) || !has_memory(memory_, chunk)) return true;
   const iovec piece = piece_of(memory_, chunk);
-  if (domain_.ring_.update_memory_table(first_region_ + chunk, {&piece, 1})) set(chunk, true);
+  if (!domain_.ring_.update_memory_table(first_region_ + chunk, {&piece, 1})) return false;
+  set(chunk, true);
+  return true;
 }
 
 void uring_domain::attachment::unregister_chunk(std::uint32_t chunk) noexcept {
@@ -213,7 +242,7 @@ result<std::uint32_t> uring_domain::free_regions(std::uint32_t& count) const noe
   return best;
 }
 
-result<std::size_t> uring_domain::add(arena& memory) noexcept {
+result<std::size_t> uring_domain::add(arena& memory, pace how) noexcept {
   if (find(memory) != nullptr) return fail(EEXIST);
   if (count_ == max_arenas) return fail(ENOSPC);
   std::uint32_t chunks = memory.chunk_count();
@@ -235,7 +264,7 @@ result<std::size_t> uring_domain::add(arena& memory) noexcept {
   // First the device, then the look at the chunks: one that leaves in between is asked for.
   memory.add_device(a);
   std::error_code error;
-  const std::size_t bytes = a.register_all(error);
+  const std::size_t bytes = a.register_first(how == pace::gradual ? 1 : chunks, error);
   if (error && bytes == 0) {
     detach(a);
     return fail(error);
@@ -305,7 +334,10 @@ void uring_domain::ask() noexcept {
 void uring_domain::do_what_was_asked() noexcept {
   // acq_rel: a bit set before its wake was left out is seen by the look that follows.
   asked_.exchange(false, std::memory_order_acq_rel);
-  for (std::size_t i = 0; i < count_; ++i) attached_[i]->do_what_was_asked();
+  for (std::size_t i = 0; i < count_; ++i) {
+    attached_[i]->do_what_was_asked();
+    attached_[i]->go_on();
+  }
 }
 
 }  // namespace forebay

@@ -36,23 +36,29 @@ class uring_domain final : public dma_domain {
   static constexpr std::size_t max_arenas = 4;
   static constexpr std::uint32_t max_regions = uring::memory_table_max;  // 32 GiB together
 
+  // When an arena's memory is registered: all of it by add(), before anything else is done; or its
+  // first chunk by add() and one more by each answer(), which is called as long as there are some,
+  // so that a service need not wait for it (4 GiB in pages of 4 KiB take half a second).
+  enum class pace { at_once, gradual };
+
   explicit uring_domain(uring& ring) noexcept;
   // Leaves all arenas, with an answer to everything they asked. Nothing may be under way.
   ~uring_domain() override;
 
   // Registers what the arena has memory for, which keeps it in memory, and from now on what it
-  // gets. Returns the bytes that could be registered. The arena must outlive the domain, or be
+  // gets. Returns the bytes that have been registered. The arena must outlive the domain, or be
   // removed before. Errors, nothing is registered then and transfers go the ordinary way: EEXIST
   // if it is known already, ENOSPC if there are too many arenas or regions, ENOMEM, and what the
   // kernel answered for the first chunk (RLIMIT_MEMLOCK, usually).
-  result<std::size_t> add(arena& memory) noexcept;
+  result<std::size_t> add(arena& memory, pace how = pace::at_once) noexcept;
   // Lets go of it. Transfers that are under way go on, those that are queued are handed over first,
   // and what is mapped stays so: its transfers go the ordinary way from now on. Without effect if
   // it is not known.
   void remove(arena& memory) noexcept;
 
   // Why less than all of the arena's memory was registered by add(): errc::too_large if it is more
-  // than there are regions, ENOMEM if the kernel refused, no error if all is.
+  // than there are regions, ENOMEM if the kernel refused, no error if all is. Of a gradual one it
+  // says what has turned out until now.
   std::error_code shortfall(const arena& memory) const noexcept;
 
   // Whether a chunk of it is registered now.

@@ -51,13 +51,13 @@ unique_fd numbered_file(std::size_t bytes) {
 // A loop on a thread of its own with an arena registered.
 class registered_loop {
  public:
-  explicit registered_loop(arena& memory) {
+  explicit registered_loop(arena& memory, uring_domain::pace how = uring_domain::pace::at_once) {
     std::promise<void> ready;
-    thread_ = std::thread([this, &memory, &ready] {
+    thread_ = std::thread([this, &memory, &ready, how] {
       auto made = loop::create(64);
       FOREBAY_ASSERT(made.has_value());
       loop_ = std::move(*made);
-      registered_ = loop_->registered().add(memory).has_value();
+      registered_ = loop_->registered().add(memory, how).has_value();
       ready.set_value();
       loop_->run();
       loop_->registered().remove(memory);
@@ -174,6 +174,48 @@ TEST(UringDomain, ComesAndGoesWhileChunksDo) {
   giver.join();
   d.remove(*a);
   EXPECT_TRUE(eventually([&] { return a->info(1).state != chunk_state::leaving; }));
+}
+
+// One that is registered gradually serves from the start, loses chunks before it has come to them,
+// and may be left in the middle.
+TEST(UringDomain, MemoryIsRegisteredWhileTheLoopRuns) {
+  constexpr std::uint32_t chunks = 40;
+  const auto a = make_chunks(chunks);
+  auto made = loop::create(64);
+  ASSERT_TRUE(made);
+  uring_domain& d = (*made)->registered();
+  for (const bool leave_early : {true, false}) {
+    const auto first = d.add(*a, uring_domain::pace::gradual);
+    if (!first) GTEST_SKIP() << first.error().message();
+    EXPECT_EQ(*first, arena::chunk_bytes);
+    EXPECT_TRUE(d.has_region(*a, 0));
+    EXPECT_FALSE(d.has_region(*a, 1));
+    ASSERT_TRUE(a->isolate_chunk(7));
+    ASSERT_TRUE(a->give_back(7));
+    ASSERT_TRUE(a->isolate_chunk(9));
+    d.answer();
+    EXPECT_EQ(a->info(7).state, chunk_state::offline);
+    EXPECT_TRUE(d.has_region(*a, 1));
+    EXPECT_FALSE(d.has_region(*a, 2));
+    if (!leave_early) {
+      for (std::uint32_t i = 2; i < chunks; ++i) d.answer();
+      for (std::uint32_t c = 0; c < chunks; ++c) EXPECT_EQ(d.has_region(*a, c), c != 7) << c;
+      EXPECT_FALSE(d.shortfall(*a));
+    }
+    ASSERT_TRUE(a->undo_isolate(9));
+    ASSERT_TRUE(a->bring_back());
+    d.answer();
+    if (!leave_early) {
+      EXPECT_TRUE(d.has_region(*a, 7));
+    }
+    d.remove(*a);
+  }
+  // A loop that has nothing to do goes on by itself until all is registered.
+  const auto other = make_chunks(chunks);
+  registered_loop on(*other, uring_domain::pace::gradual);
+  const auto bytes = other->memory().size();
+  EXPECT_TRUE(eventually([&] { return resident_bytes(other->memory()) == bytes; }));
+  EXPECT_TRUE(on.knows(*other, chunks - 1));
 }
 
 // A chunk that has no memory when the loop comes is registered when it gets some.

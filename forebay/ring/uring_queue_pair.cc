@@ -122,6 +122,7 @@ result<> uring_queue_pair::ring_doorbell(std::uint64_t timeout_ns, unsigned comp
   // What has been taken out of the ring and not been reaped has come.
   const std::size_t come = reaped_count_ - reaped_next_;
   const bool enough = timeout_ns == 0 || come >= completions;
+  if (enough && ring_.queued() == 0 && !ring_.pending()) return {};  // the kernel has nothing to do
   return ring_.submit_and_wait(enough ? 0 : completions - static_cast<unsigned>(come), timeout_ns);
 }
 

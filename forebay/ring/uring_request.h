@@ -48,6 +48,10 @@ class uring_request {
     return r;
   }
 
+  // Ends once the descriptor can be read from, is at its end or has an error: with what of that,
+  // as poll(2) says it.
+  static uring_request poll_readable(int fd) noexcept { return {uring_opcode::poll, fd}; }
+
   // Ends with the descriptor of the connection.
   static uring_request accept(int fd) noexcept { return {uring_opcode::accept, fd}; }
   // Ends with the count of bytes, 0 at the end of the stream. One segment.
