@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <string>
 
+#include "forebay/base/growing_size.h"
 #include "forebay/block/bio.h"
 #include "forebay/os/file.h"
 #include "forebay/ring/task.h"
@@ -11,7 +12,7 @@
 namespace forebay {
 
 struct device_limits {
-  std::uint64_t size_bytes = 0;
+  growing_size size_bytes;  // grows by follow_size() only
   std::uint32_t logical_block_bytes =
       512;  // offsets and lengths of reads and writes are multiples of it
   std::uint32_t physical_block_bytes = 4096;  // what the medium writes without reading
@@ -44,6 +45,10 @@ class device {
   // A failed write may have been done in part. Any thread that has an executor; bios in flight are
   // not ordered among each other.
   virtual void submit(bio& b) noexcept = 0;
+
+  // How large the medium is now, in bytes. limits() say so from then on if it is more than before,
+  // in whole logical blocks. One call at a time; whatever else is done meanwhile. Errors: errno.
+  virtual result<std::uint64_t> follow_size() noexcept { return limits().size_bytes.get(); }
 
   // The extent at a byte offset below the size; all data where the device cannot tell.
   virtual result<file_extent> extent_at(std::uint64_t offset_bytes) const {

@@ -4,6 +4,8 @@
 #include <memory>
 
 #include "forebay/base/cache_line.h"
+#include "forebay/os/clock.h"
+#include "forebay/ring/executor.h"
 
 namespace forebay {
 
@@ -14,14 +16,39 @@ struct fault_device::delayed_end : completion {
   timer when;
 };
 
+// A bio that has not reached the device below yet.
+struct fault_device::kept_bio : completion {
+  fault_device* self = nullptr;
+  bio* late = nullptr;
+  executor* home = nullptr;
+  timer when;
+};
+
 void fault_device::inject(const fault& f) {
   const scoped_lock hold(lock_);
   faults_.push_back(f);
 }
 
-void fault_device::heal() {
+void fault_device::set_pace(const device_pace& pace) {
   const scoped_lock hold(lock_);
-  faults_.clear();
+  pace_ = pace;
+}
+
+void fault_device::hang() {
+  const scoped_lock hold(lock_);
+  hung_ = true;
+}
+
+void fault_device::heal() {
+  std::vector<kept_bio*> going;
+  {
+    const scoped_lock hold(lock_);
+    faults_.clear();
+    pace_ = {};
+    hung_ = false;
+    going.swap(hanging_);
+  }
+  for (kept_bio* k : going) k->home->post(*k);
 }
 
 std::uint64_t fault_device::injected() const {
@@ -73,9 +100,39 @@ void fault_device::store_front(bio& b, std::uint64_t bytes, std::int32_t error) 
   below_.submit(*front.release());
 }
 
+// Whether the bio has to wait; it is passed on later then.
+bool fault_device::keep(bio& b) {
+  const scoped_lock hold(lock_);
+  if (!hung_ && pace_.bytes_per_second == 0 && pace_.latency_ns == 0) return false;
+  auto kept = std::make_unique<kept_bio>();
+  kept->self = this;
+  kept->late = &b;
+  kept->home = executor::current();
+  kept->run = [](completion& c) noexcept {
+    const std::unique_ptr<kept_bio> k(static_cast<kept_bio*>(&c));
+    k->self->below_.submit(*k->late);
+  };
+  if (hung_) {
+    hanging_.push_back(kept.release());
+    return true;
+  }
+  std::uint64_t length_ns = pace_.latency_ns;
+  if (pace_.bytes_per_second != 0 && b.is_transfer()) {
+    length_ns += b.length_bytes * 1'000'000'000 / pace_.bytes_per_second;
+  }
+  busy_until_ns_ = std::max(busy_until_ns_, monotonic_clock::now_ns()) + length_ns;
+  kept->when.deadline_ns = busy_until_ns_;
+  kept->when.done = kept.get();
+  kept->home->start(kept.release()->when);
+  return true;
+}
+
 void fault_device::submit(bio& b) noexcept {
   const std::optional<fault> f = match(b);
-  if (!f) return below_.submit(b);
+  if (!f) {
+    if (!keep(b)) below_.submit(b);
+    return;
+  }
   if (f->partial_bytes && b.op == bio_op::write) {
     return store_front(b, *f->partial_bytes, f->error);
   }

@@ -1,4 +1,14 @@
-// A device that fails on purpose, on its way to another device.
+// A device that fails, is slow or hangs on purpose, on its way to another device.
+//
+//    bio ──> a fault of its kind and place?  ── yes ──> fails, at once or late, stored in part or
+//    not
+//                   │ no
+//                   ├── hung ──> waits for heal()
+//                   ├── a pace is set ──> waits for its turn
+//                   └──> the device below
+//
+// Any thread that has an executor submits; the rest is any thread's. lock_ guards all that changes;
+// no other lock is taken under it.
 #pragma once
 
 #include <cstdint>
@@ -23,6 +33,12 @@ struct fault {
   std::uint64_t delay_ns = 0;  // a failure that stores nothing arrives so much later
 };
 
+// How slow a device is: it does one bio after the other.
+struct device_pace {
+  std::uint64_t bytes_per_second = 0;  // of reads and writes; 0: no limit
+  std::uint64_t latency_ns = 0;        // of every bio, before its bytes
+};
+
 class fault_device final : public device {
  public:
   explicit fault_device(device& below) noexcept : below_(below) {}
@@ -33,8 +49,15 @@ class fault_device final : public device {
     return below_.extent_at(offset_bytes);
   }
 
-  // Any thread; acts on bios submitted afterwards.
+  // These act on bios submitted afterwards.
   void inject(const fault& f);
+  // They reach the device below when one that keeps this pace would have done them.
+  void set_pace(const device_pace& pace);
+  // They wait until heal(). Their executors must last until then.
+  void hang();
+
+  // Nothing is injected, slow or hung any more. Bios that hung go on; those that a pace keeps do so
+  // in their time.
   void heal();
 
   // Bios that have been failed so far.
@@ -43,14 +66,20 @@ class fault_device final : public device {
  private:
   struct delayed_end;
   struct partial_write;
+  struct kept_bio;
 
   std::optional<fault> match(const bio& b) FOREBAY_EXCLUDES(lock_);
+  bool keep(bio& b) FOREBAY_EXCLUDES(lock_);
   void store_front(bio& b, std::uint64_t bytes, std::int32_t error) noexcept;
 
   device& below_;
   mutable mutex lock_;
   std::vector<fault> faults_ FOREBAY_GUARDED_BY(lock_);
   std::uint64_t injected_ FOREBAY_GUARDED_BY(lock_) = 0;
+  device_pace pace_ FOREBAY_GUARDED_BY(lock_);
+  std::uint64_t busy_until_ns_ FOREBAY_GUARDED_BY(lock_) = 0;  // at its pace
+  bool hung_ FOREBAY_GUARDED_BY(lock_) = false;
+  std::vector<kept_bio*> hanging_ FOREBAY_GUARDED_BY(lock_);
 };
 
 }  // namespace forebay

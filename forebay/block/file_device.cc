@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "forebay/base/cache_line.h"
 #include "forebay/dma/sg_segments.h"
 #include "forebay/ring/loop.h"
 
@@ -47,6 +48,14 @@ file_device::file_device(block_file file, bool read_only) : file_(std::move(file
   limits_.read_only = read_only;
   limits_.direct = g.direct;
   limits_.may_have_holes = g.is_sparse;
+}
+
+result<std::uint64_t> file_device::follow_size() noexcept {
+  const auto bytes = file_.follow_size();
+  if (!bytes) return fail(bytes.error());
+  const std::uint64_t whole = round_down(*bytes, std::uint64_t{limits_.logical_block_bytes});
+  if (whole > limits_.size_bytes) limits_.size_bytes = whole;
+  return *bytes;
 }
 
 result<file_extent> file_device::extent_at(std::uint64_t offset_bytes) const {

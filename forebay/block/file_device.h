@@ -27,6 +27,7 @@ class file_device final : public device {
 
   const device_limits& limits() const noexcept override { return limits_; }
   void submit(bio& b) noexcept override;
+  result<std::uint64_t> follow_size() noexcept override;
   result<file_extent> extent_at(std::uint64_t offset_bytes) const override;
   int registrable_fd() const noexcept override { return file_.fd(); }
 

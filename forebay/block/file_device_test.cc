@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "forebay/block/test_devices.h"
+#include "forebay/os/test_directory.h"
 
 namespace forebay {
 namespace {
@@ -28,27 +29,15 @@ namespace fs = std::filesystem;
 constexpr std::uint64_t image_bytes = 1u << 20;
 
 // A directory of its own, in memory (tmpfs, which refuses O_DIRECT where it is old) or not.
-struct scratch {
-  explicit scratch(const fs::path& parent) {
-    std::string name = (parent / "forebay_file_device_XXXXXX").string();
-    FOREBAY_ASSERT(::mkdtemp(name.data()) != nullptr);
-    path = name;
-  }
-  ~scratch() {
-    std::error_code ignored;
-    fs::remove_all(path, ignored);
-  }
-  scratch(const scratch&) = delete;
-  scratch& operator=(const scratch&) = delete;
+struct scratch : test_directory {
+  using test_directory::test_directory;
 
   std::string make(const char* name, std::uint64_t bytes) const {
-    const fs::path file = path / name;
-    std::ofstream(file).close();
-    fs::resize_file(file, bytes);
-    return file.string();
+    std::string made = file(name);
+    std::ofstream(made).close();
+    fs::resize_file(made, bytes);
+    return made;
   }
-
-  fs::path path;
 };
 
 // Memory that direct I/O accepts.
@@ -300,8 +289,8 @@ TEST(file_device, more_bios_at_once_than_the_ring_has_room_for) {
 
 TEST(file_device, opens_only_what_can_be_a_device) {
   const scratch dir(fs::temp_directory_path());
-  EXPECT_EQ(file_device::open((dir.path / "none").string(), {}).error().value(), ENOENT);
-  EXPECT_EQ(file_device::open(dir.path.string(), {}).error().value(), EISDIR);
+  EXPECT_EQ(file_device::open((dir.path() / "none").string(), {}).error().value(), ENOENT);
+  EXPECT_EQ(file_device::open(dir.path().string(), {}).error().value(), EISDIR);
   EXPECT_EQ(file_device::open(dir.make("empty", 0), {}).error(), errc::empty_device);
   const std::string path = dir.make("image", image_bytes);
   const auto first = open_device(path);
@@ -314,7 +303,7 @@ TEST(file_device, opens_only_what_can_be_a_device) {
 TEST(file_device, a_file_may_be_made_and_grow_by_writes) {
   constexpr std::uint64_t limit = std::uint64_t{8} << 40;
   const scratch dir("/var/tmp");
-  const std::string path = (dir.path / "new").string();
+  const std::string path = (dir.path() / "new").string();
   EXPECT_EQ(file_device::open(path, {.grow_to_bytes = limit}).error().value(), ENOENT);
   const auto d = file_device::open(path, {.create = true, .grow_to_bytes = limit});
   ASSERT_TRUE(d) << d.error().message();
@@ -360,7 +349,7 @@ class full_device_test : public testing::TestWithParam<where> {};
 
 TEST_P(full_device_test, enospc_is_an_error_that_room_cures) {
   const scratch dir(fs::temp_directory_path());
-  const small_tmpfs small(dir.path / "small");
+  const small_tmpfs small(dir.path() / "small");
   if (!small.mounted) GTEST_SKIP() << "mounting a tmpfs needs root";
   const std::string path = (small.path / "image").string();
   std::ofstream(path).close();
@@ -415,7 +404,7 @@ struct loop_block_device {
 // The kernel reports a page that it lost to the next sync only, whichever write that belongs to.
 TEST_P(full_device_test, a_buffered_fua_write_does_not_swallow_the_loss_of_another) {
   const scratch dir(fs::temp_directory_path());
-  const small_tmpfs small(dir.path / "small");
+  const small_tmpfs small(dir.path() / "small");
   if (!small.mounted) GTEST_SKIP() << "mounting a tmpfs needs root";
   const fs::path backing = small.path / "backing";
   std::ofstream(backing).close();

@@ -2,11 +2,17 @@
 
 #include <algorithm>
 #include <cstring>
+#include <new>
+#include <utility>
 
 namespace forebay {
 
-memory_device::memory_device(std::uint64_t size_bytes, std::uint32_t logical_block_bytes)
-    : contents_(size_bytes) {
+memory_device::memory_device(std::uint64_t size_bytes, std::uint32_t logical_block_bytes) {
+  if (size_bytes != 0) {
+    auto mapped = memory_source::system().map({.bytes = size_bytes});
+    if (!mapped) throw std::bad_alloc();
+    memory_ = std::move(*mapped);
+  }
   limits_.size_bytes = size_bytes;
   limits_.logical_block_bytes = logical_block_bytes;
 }
@@ -15,7 +21,7 @@ void memory_device::submit(bio& b) noexcept {
   if (const std::int32_t bad = check_bio(b, limits_); bad != 0) return complete(b, bad);
   {
     const scoped_lock hold(lock_);
-    std::byte* at = contents_.data() + b.offset_bytes;
+    std::byte* at = memory_.data() + b.offset_bytes;
     switch (b.op) {
       case bio_op::read:
         for (const iovec& s : b.used_segments()) {

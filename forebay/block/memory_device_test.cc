@@ -153,6 +153,50 @@ TEST(fault_device, failure_can_come_late) {
   EXPECT_GE(monotonic_clock::now_ns() - start, 3'000'000u);
 }
 
+TEST(fault_device, keeps_a_pace) {
+  memory_device below(1u << 20);
+  fault_device d(below);
+  std::vector<std::byte> data = filled(32 << 10, 3);
+  d.set_pace({.bytes_per_second = 16u << 20, .latency_ns = 1'000'000});
+  const std::uint64_t start = monotonic_clock::now_ns();
+  for (unsigned i = 0; i < 3; ++i) EXPECT_EQ(write(d, i * data.size(), data), 0);
+  EXPECT_EQ(operate(d, bio_op::flush), 0);
+  // A write is 1.95 ms and a millisecond, a flush that alone.
+  EXPECT_GE(monotonic_clock::now_ns() - start, 9'800'000u);
+  EXPECT_TRUE(all(below.contents().first(3 * data.size()), 3));
+}
+
+// Writes to a device that hangs, and heals it after a while.
+task<> write_until_healed(fault_device& d, std::vector<std::byte>& data) {
+  struct healer : completion {
+    fault_device* device = nullptr;
+  } heals;
+  heals.device = &d;
+  heals.run = [](completion& c) noexcept { static_cast<healer&>(c).device->heal(); };
+  timer when;
+  when.deadline_ns = monotonic_clock::in_ns(2'000'000);
+  when.done = &heals;
+  executor::current()->start(when);
+  bio b(bio_op::write, 0);
+  b.add(data.data(), data.size());
+  const std::int32_t status = co_await submit_and_wait(d, b);
+  if (status != 0) co_return fail(-status);
+  co_return result<>{};
+}
+
+TEST(fault_device, hangs_until_it_is_healed) {
+  memory_device below(16384);
+  fault_device d(below);
+  std::vector<std::byte> data = filled(512, 3);
+  d.hang();
+  const std::uint64_t start = monotonic_clock::now_ns();
+  EXPECT_TRUE(sync_wait(write_until_healed(d, data)));
+  EXPECT_GE(monotonic_clock::now_ns() - start, 2'000'000u);
+  EXPECT_TRUE(all(below.contents().first(512), 3));
+  EXPECT_EQ(write(d, 512, data), 0);
+  EXPECT_EQ(d.injected(), 0u);
+}
+
 TEST(recorder_device, logs_everything_but_reads_in_one_order) {
   memory_device below(16384);
   fault_device failing(below);

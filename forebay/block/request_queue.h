@@ -87,6 +87,7 @@ class request_queue final : public device {
 
   // The lower device's: what exceeds its transfers is accepted and cut.
   const device_limits& limits() const noexcept override { return lower_.limits(); }
+  result<std::uint64_t> follow_size() noexcept override { return lower_.follow_size(); }
   void submit(bio& b) noexcept override;
   result<file_extent> extent_at(std::uint64_t offset_bytes) const override {
     return lower_.extent_at(offset_bytes);

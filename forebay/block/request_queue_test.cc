@@ -477,10 +477,10 @@ TEST(request_queue, cuts_piece_by_piece_without_memory) {
 
 // ---- Several threads ----
 
-// Each writes and reads back blocks of its own, in every class, more at a time than there are
-// places.
+// Each writes and reads back blocks of its own, in every class: four of each at a time, so that
+// those of a class do not find places at once even where the threads happen to run one by one.
 task<> work_of_a_thread(device& d, unsigned thread, unsigned rounds) {
-  constexpr unsigned at_once = 6;
+  constexpr unsigned at_once = 12;
   std::array<std::array<std::byte, 512>, at_once> memory;
   struct batch {
     unsigned left = 0;
@@ -528,7 +528,7 @@ TEST(request_queue, threads_share_its_places) {
   request_queue queue(lower, {.in_flight_max = 3});
   run_on_loops(3, [&](unsigned thread) {
     task_list tasks;
-    tasks.push_back(work_of_a_thread(queue, thread, 60));
+    tasks.push_back(work_of_a_thread(queue, thread, 40));
     return tasks;
   });
   EXPECT_LE(lower.most_under_way(), 3u);

@@ -7,31 +7,46 @@
 
 #include "forebay/base/cache_line.h"
 #include "forebay/cache/block_api.h"
+#include "forebay/cache/warm_store.h"
 
 namespace forebay {
+namespace {
+
+constexpr std::uint64_t pages_for(std::uint64_t bytes) noexcept {
+  return (bytes + page_bytes - 1) >> page_shift;
+}
+
+}  // namespace
 
 address_space::address_space(page_cache& cache, device& dev, options opts)
     : cache_(cache),
       device_(dev),
+      notes_(opts.warm_slot ? cache.warm() : nullptr, opts.warm_slot.value_or(0), cache.memory(),
+             opts.block_bytes, dev.limits().size_bytes),
       frames_(cache.memory().memory().data()),
       // A view reads memory that may have been given back a moment ago. That reads as zeros, but
       // of a pool of reserved pages that has run dry it would be SIGBUS.
       views_(cache.memory().backing() != page_backing::huge_reserved),
+      sampler_(cache.sampler()),
+      sample_base_(cache.next_sample_base()),
       size_bytes_(dev.limits().size_bytes),
+      max_bytes_(opts.max_bytes),
       block_bytes_(opts.block_bytes),
       max_page_order_(opts.max_page_order),
       buffers_(opts.buffers),
       transfer_bytes_(std::max(
           page_bytes, round_down(std::size_t{dev.limits().max_transfer_bytes}, page_bytes))),
       may_have_holes_(dev.limits().may_have_holes),
-      index_(cache.nodes(), cache.memory(), (size_bytes_ + page_bytes - 1) >> page_shift),
-      readahead_((size_bytes_ + page_bytes - 1) >> page_shift,
+      index_(cache.nodes(), cache.memory(), pages_for(size_bytes()), pages_for(opts.max_bytes)),
+      readahead_(pages_for(size_bytes()),
                  static_cast<std::uint32_t>(std::min<std::uint64_t>(
                      opts.readahead_bytes >> page_shift, cache.memory().page_count() / 16))) {
   FOREBAY_ASSERT(std::has_single_bit(block_bytes_) && block_bytes_ >= 512 &&
                  block_bytes_ <= page_bytes && block_bytes_ >= dev.limits().logical_block_bytes);
   FOREBAY_ASSERT(max_page_order_ <= buddy::chunk_order);
   FOREBAY_ASSERT(max_page_order_ == 0 || buffers_ == options::buffer_use::as_needed);
+  FOREBAY_ASSERT(!notes_ || (buffers_ == options::buffer_use::as_needed &&
+                             size_bytes() % warm_record::block_bytes == 0));
 }
 
 address_space::~address_space() {
@@ -59,7 +74,92 @@ address_space::~address_space() {
 
 // How much of a page lies on the device: all of it, but for a last small one.
 std::size_t address_space::valid_bytes(const page& p) const noexcept {
-  return std::min<std::uint64_t>(p.bytes(), size_bytes_ - p.offset_bytes());
+  return std::min<std::uint64_t>(p.bytes(), size_bytes() - p.offset_bytes());
+}
+
+// Nobody changes the last page, nor fills it, writes it back or discards it, if there is one and it
+// grows with the device.
+void address_space::set_size(std::uint64_t bytes) noexcept {
+  notes_.grow(bytes);
+  readahead_.set_object_pages(pages_for(bytes));
+  size_bytes_.store(bytes, std::memory_order_release);  // release: pairs with size_bytes()
+}
+
+// The page at the old end, which is short: what comes behind its end is on the device, and not here
+// yet. Its blocks get states of their own for that. Nothing is put into the index there.
+task<> address_space::grow_last_page(std::uint64_t bytes) {
+  const std::uint64_t before = size_bytes();
+  std::uint64_t at = page_of(before);
+  const page_ref p = next_page(at, at + 1);
+  if (!p) {
+    set_size(bytes);
+    co_return result<>{};
+  }
+  for (;;) {
+    while (!try_lock_page(*p)) co_await wait_until_clear(*p, page_locked);
+    if (!owns(*p)) break;  // a failed fill has taken it off
+    buffer_head* const busy = locked_buffer(*p, 0, page_bytes);
+    const bool written = !p->test(page_writeback);
+    if (written && busy == nullptr && add_buffers(*p)) break;
+    unlock_page(*p);
+    if (!written) {
+      co_await wait_until_clear(*p, page_writeback);
+    } else if (busy != nullptr) {
+      co_await wait_until_unlocked(*busy);
+    } else if (!cache_.try_make_room()) {
+      co_await cache_.frames_available();
+    }
+  }
+  if (owns(*p)) {
+    FOREBAY_ASSERT(is_aligned(before, std::uint64_t{block_bytes_of(*p)}));
+    begin_change(*p);
+    for_each_buffer(*p, before % page_bytes, page_bytes,
+                    [](buffer_head& b) { b.clear(bh_uptodate | bh_dirty); });
+    p->clear(page_uptodate | page_zero);
+  }
+  // Last: who sees the size sees what of the page is valid.
+  set_size(bytes);
+  unlock_page(*p);
+  co_return result<>{};
+}
+
+task<> address_space::grow(std::uint64_t bytes) {
+  const std::uint64_t before = size_bytes();
+  FOREBAY_ASSERT(bytes >= before && bytes <= device_.limits().size_bytes);
+  FOREBAY_ASSERT(is_aligned(bytes, std::uint64_t{block_bytes_}));
+  if (bytes > std::max(before, max_bytes_)) co_return fail(EFBIG);
+  for (;;) {
+    {
+      const scoped_lock hold(lock_);
+      if (index_.grow(pages_for(bytes))) break;
+    }
+    if (!cache_.try_make_room()) co_return fail(ENOMEM);
+  }
+  const auto next = bytes != before ? device_.extent_at(before) : file_extent{bytes, false};
+  if (next && next->hole)
+    may_have_holes_.store(true, std::memory_order_relaxed);  // relaxed: a hint
+  if (is_aligned(before, std::uint64_t{page_bytes})) {
+    set_size(bytes);
+    co_return result<>{};
+  }
+  punch_range range{page_of(before), page_of(before) + 1, {}};
+  for (;;) {
+    {
+      const scoped_lock hold(lock_);
+      if (!being_discarded(range.first, range.end)) {
+        punches_.push_back(range);
+        break;
+      }
+    }
+    co_await discard_over(range.first, range.end);
+  }
+  const result<> r = co_await grow_last_page(bytes);
+  {
+    const scoped_lock hold(lock_);
+    punches_.erase(range);
+  }
+  punch_done_.wake_all();
+  co_return r;
 }
 
 bool address_space::count_use(std::uint64_t index) noexcept {
@@ -79,7 +179,20 @@ page_ref address_space::try_pin_unreadable(std::uint64_t index) noexcept {
   if (!p || !p->test(page_uptodate) || p->test(page_readahead)) return {};
   note_use(*p);
   cache_.count().hits.add();
+  sample(index, 1);
   return p;
+}
+
+void address_space::expect_reads(std::span<const std::uint64_t> offsets) const noexcept {
+  // From there on the processor's own prefetcher has seen enough to go on.
+  constexpr std::size_t data_lines = 8;
+  for (const std::uint64_t offset : offsets) index_.expect_lookup(page_of(offset));
+  for (const std::uint64_t offset : offsets) {
+    const std::optional<std::uint32_t> frame = index_.expect_pin(page_of(offset));
+    if (!frame) continue;
+    const std::byte* const data = frames_ + (std::size_t{*frame} << page_shift);
+    for (std::size_t i = 0; i < data_lines; ++i) __builtin_prefetch(data + i * cache_line_bytes);
+  }
 }
 
 bool address_space::being_discarded(std::uint64_t first, std::uint64_t end) const noexcept {
@@ -97,8 +210,9 @@ address_space::add_outcome address_space::add_page(std::uint64_t index, page& p)
   {
     const scoped_lock hold(lock_);
     if (being_discarded(index, end)) return add_outcome::discarding;
-    if (index_.next(index, end)) return add_outcome::exists;
-    if (!index_.insert(index, p)) return add_outcome::no_memory;
+    if (const result<> put = index_.insert(index, p); !put) {
+      return put.error() == std::errc::file_exists ? add_outcome::exists : add_outcome::no_memory;
+    }
     if (p.is_large()) page_parts(p).make_empty();
     p.refs().get();
     p.set(page_locked);
@@ -159,6 +273,8 @@ bool address_space::split(page& p, std::uint32_t holders) noexcept {
 
 void address_space::count_dirty(std::int64_t pages, std::int64_t failed) noexcept {
   cache_.count_dirty(static_cast<std::int32_t>(pages));
+  dirty_pages_.fetch_add(static_cast<std::uint32_t>(pages),
+                         std::memory_order_relaxed);  // relaxed: a level
   if (failed == 0) return;
   cache_.count_error(static_cast<std::int32_t>(failed));
   error_pages_.fetch_add(static_cast<std::uint32_t>(failed),
@@ -181,6 +297,7 @@ void address_space::remove_page(page& p) noexcept {
   cache_.remove_from_list(p);
   {
     const scoped_lock hold(lock_);
+    notes_.gone(p);
     index_.erase(p.index.load(std::memory_order_relaxed));  // relaxed: held by the reference
     p.owner.store(nullptr, std::memory_order_release);      // release: lockers look again at owns()
     clear_dirty(p);
@@ -200,6 +317,7 @@ bool address_space::evict(page& p, std::uint32_t holders) noexcept {
     readahead_.wasted(p.frames());
     cache_.count().readahead_wasted.add(p.frames());
   }
+  notes_.gone(p);
   index_.erase(p.index.load(std::memory_order_relaxed));  // relaxed: frozen
   p.owner.store(nullptr, std::memory_order_relaxed);      // relaxed: nobody can take a reference
   return true;
@@ -223,6 +341,7 @@ bool address_space::move(page& p, std::uint32_t holders, page& fresh) noexcept {
   fresh.set(p.flags.load(std::memory_order_relaxed) & kept);            // relaxed: frozen
   fresh.set_identity(this, index);
   index_.replace(index, fresh);
+  notes_.moved(p, fresh);
   p.owner.store(nullptr, std::memory_order_relaxed);  // relaxed: nobody can take a reference
   return true;
 }
@@ -346,6 +465,52 @@ result<std::size_t> address_space::extents(std::uint64_t offset, std::uint64_t l
       out[n++] = {stop - offset, hole};
     }
     offset = stop;
+  }
+  return n;
+}
+
+// What is known of a 4 KiB part of a page in the index.
+address_space::cached_extent address_space::cached_part(page& p, std::uint64_t index) noexcept {
+  cached_extent e{page_bytes, p.test(page_uptodate), p.test(page_dirty | page_writeback)};
+  if (e.dirty && p.is_large()) {
+    const page_parts parts(p);
+    const auto part = static_cast<unsigned>(index & (p.frames() - 1));
+    e.dirty = parts.has(part_set::dirty, part) ||
+              (p.test(page_writeback) && parts.has(part_set::io, part));
+  }
+  return e;
+}
+
+std::size_t address_space::cached_extents(std::uint64_t offset, std::uint64_t length,
+                                          std::span<cached_extent> out) noexcept {
+  constexpr unsigned looks_max = 1u << 12;
+  constexpr unsigned looks_under_lock = 256;
+  const std::uint64_t end = offset + length;
+  std::size_t n = 0;
+  // False: there is no room for another extent.
+  const auto add = [&](std::uint64_t until, const cached_extent& e) noexcept {
+    const std::uint64_t bytes = std::min(until, end) - offset;
+    if (n != 0 && out[n - 1].resident == e.resident && out[n - 1].dirty == e.dirty) {
+      out[n - 1].length_bytes += bytes;
+    } else if (n == out.size()) {
+      return false;
+    } else {
+      out[n++] = {bytes, e.resident, e.dirty};
+    }
+    offset += bytes;
+    return true;
+  };
+  for (unsigned looks = 0; offset < end && looks < looks_max;) {
+    const scoped_lock hold(lock_);
+    for (unsigned i = 0; i < looks_under_lock && offset < end; ++i, ++looks) {
+      const std::uint64_t at = page_of(offset);
+      const auto found = index_.next(at, page_of(end - 1) + 1);
+      const bool here = found && found->index <= at;
+      const std::uint64_t until = here ? at + 1 : found ? found->index : page_of(end - 1) + 1;
+      const cached_extent e =
+          here ? cached_part(*found->frame, at) : cached_extent{0, false, false};
+      if (!add(until << page_shift, e)) return n;
+    }
   }
   return n;
 }

@@ -44,12 +44,13 @@
 #include <optional>
 #include <span>
 
-#include "forebay/base/racing_copy.h"
 #include "forebay/cache/bio_batch.h"
 #include "forebay/cache/page_cache.h"
 #include "forebay/cache/page_parts.h"
+#include "forebay/cache/page_view.h"
 #include "forebay/cache/page_wait.h"
 #include "forebay/cache/readahead.h"
+#include "forebay/cache/warm_notes.h"
 
 namespace forebay {
 
@@ -65,12 +66,23 @@ class address_space {
     // is written, so that what is dirty is known by blocks; or all of them, unmapped (mapped
     // objects, mapped_object.h, want the last two).
     enum class buffer_use { as_needed, for_parts, always } buffers = buffer_use::as_needed;
+    // By what number the cache's warm store, if it has one, knows the device; none: its pages are
+    // not kept. Buffers are as_needed then, and nothing is written past write() and discards.
+    std::optional<unsigned> warm_slot = std::nullopt;
+    std::uint64_t max_bytes = 0;  // up to what size it may grow; less than the device's: not at all
   };
 
   // A part of the device with the same answer to "does it hold data?".
   struct extent {
     std::uint64_t length_bytes;
     bool hole;
+  };
+
+  // A part of the device with the same answer to "what of it is in the cache?", in 4 KiB.
+  struct cached_extent {
+    std::uint64_t length_bytes;
+    bool resident;  // all of it, and valid
+    bool dirty;     // newer than the device, some of it at least
   };
 
   address_space(page_cache& cache, device& dev, options opts);
@@ -80,41 +92,14 @@ class address_space {
   address_space& operator=(const address_space&) = delete;
 
   device& dev() const noexcept { return device_; }
-  std::uint64_t size_bytes() const noexcept { return size_bytes_; }
+  std::uint64_t size_bytes() const noexcept {
+    return size_bytes_.load(std::memory_order_acquire);  // acquire: pairs with set_size()
+  }
   std::uint32_t block_bytes() const noexcept { return block_bytes_; }
 
   // ---- Reading ----
 
-  // 4 KiB of this space that are read where they lie, without a pin: they may change, and may be
-  // anything, until still_valid() has said that what was read so far was right. Writes no memory
-  // that others see, so all CPUs may read one page at full speed. Not to be kept for long: it is
-  // good until the page changes. Good as long as the space.
-  class page_view {
-   public:
-    page_view() noexcept = default;
-
-    // Whether there is a page.
-    explicit operator bool() const noexcept { return static_cast<bool>(sight_); }
-    // Copies bytes from inside the 4 KiB to memory of the caller's.
-    void copy(std::size_t from, std::span<std::byte> out) const noexcept {
-      racing_copy(out.data(), data_ + from, out.size());
-    }
-    // One object of T, which is trivially copyable, from inside them.
-    template <typename T>
-    T load(std::size_t from) const noexcept {
-      return racing_load<T>(data_ + from);
-    }
-    // Whether all that has been read until now is what was there at one moment.
-    bool still_valid() const noexcept { return sight_.still_valid(); }
-
-   private:
-    friend class address_space;
-    page_view(const std::byte* data, const page_index::sight& s) noexcept
-        : data_(data), sight_(s) {}
-
-    const std::byte* data_ = nullptr;
-    page_index::sight sight_;
-  };
+  using page_view = forebay::page_view;
 
   // A view of the 4 KiB with this number (not offset), if its page is in the cache, wholly valid
   // and not just being changed; none, too, of a page whose use asks for read-ahead, which pin()
@@ -127,6 +112,7 @@ class address_space {
       if (!count_use(index)) return {};
     }
     cache_.count().hits.add();
+    sample(index, 1);
     return {frames_ + (std::size_t{s.frame_number()} << page_shift), s};
   }
 
@@ -139,6 +125,7 @@ class address_space {
   [[gnu::always_inline]] page_ref try_pin_page(std::uint64_t index) noexcept {
     if (page_ref p = pin_readable(index)) [[likely]] {
       cache_.count().hits.add();
+      sample(index, 1);
       return p;
     }
     return try_pin_unreadable(index);
@@ -155,8 +142,15 @@ class address_space {
   // device's.
   task<std::size_t> pin(std::uint64_t offset, std::size_t length, std::span<page_ref> out);
 
-  // Copies out. The same errors.
+  // Copies out. Of bytes that are written meanwhile each is the old one or the new one. The same
+  // errors.
   task<> read(std::uint64_t offset, std::span<std::byte> out);
+
+  // A hint that the pages of these offsets will be asked for in a moment, as when several requests
+  // have arrived together: what a look-up of each reads, and the first of its data, is on its way
+  // to this CPU's caches when the call returns, for all of them at once. Changes and counts
+  // nothing. Any offsets; any thread.
+  void expect_reads(std::span<const std::uint64_t> offsets) const noexcept;
 
   // Brings a range into the cache.
   task<> prefetch(std::uint64_t offset, std::uint64_t length);
@@ -194,6 +188,10 @@ class address_space {
   // where the device can.
   task<> discard(std::uint64_t offset, std::uint64_t length);
 
+  // Has so many bytes from now on, which the device has already: blocks, and no less than before.
+  // Whatever else is under way; one call at a time. Errors: EFBIG, ENOMEM; no change then.
+  task<> grow(std::uint64_t bytes);
+
   // ---- Durability ----
 
   // Makes durable everything that was written before the call. Error: the first of the pages that
@@ -205,9 +203,19 @@ class address_space {
 
   // ---- Looking ----
 
+  // How much of it is only here yet, in 4 KiB; any thread.
+  std::uint32_t dirty_pages() const noexcept {
+    return dirty_pages_.load(std::memory_order_relaxed);  // relaxed: a level
+  }
+
   // Extents from `offset` on, as many as `out` has room for, at least for one; returns how many.
   // Unwritten cached data counts as data.
   result<std::size_t> extents(std::uint64_t offset, std::uint64_t length, std::span<extent> out);
+
+  // The same of the cache, as it is at the moment of looking; it looks at no more than about
+  // 4,096 pages, and so may end before the range does. Never fails.
+  std::size_t cached_extents(std::uint64_t offset, std::uint64_t length,
+                             std::span<cached_extent> out) noexcept;
 
   // ---- Write-back in the background ----
 
@@ -216,8 +224,13 @@ class address_space {
   task<> run_flusher();
   void stop_flusher() noexcept;
 
+  // For the warm store, before any use: makes a frame, of which the caller has the only reference,
+  // a page with what its record says. Errors: EEXIST, ENOMEM, errc::corrupt; no change then.
+  result<> adopt(page& p, const warm_record& r) noexcept;
+  page_ref recovered(std::uint64_t index) noexcept { return find(index); }
   // ---- For the page cache, which holds its list lock ----
 
+  void note_hot(page& p) const noexcept { notes_.hot(p); }
   // Takes a page off that is clean and has only so many holders, the index being one; true if its
   // count is now zero.
   bool evict(page& p, std::uint32_t holders = 1) noexcept;
@@ -230,6 +243,13 @@ class address_space {
     // relaxed: of a page that leaves just now another one's mark may be taken, which is a hint.
     index_.clear_mark(p.index.load(std::memory_order_relaxed));
   }
+  // Fetches what adding the page with this number will look at: a hint.
+  void expect_miss(std::uint64_t index) const noexcept {
+    index_.prefetch(index);
+    cache_.expect_page(this, index);
+  }
+  // Fetches what it has in the index: a hint.
+  void prefetch_slot(std::uint64_t index) const noexcept { index_.prefetch(index); }
 
   // Puts the contents of a page, clean or dirty, which has only so many holders, into another frame
   // and that into the page's place. True if the page's count is now zero; `fresh`, of which the
@@ -317,11 +337,22 @@ class address_space {
   std::size_t valid_bytes(const page& p) const noexcept;
   static std::uint64_t page_of(std::uint64_t offset) noexcept { return offset >> page_shift; }
 
-  // address_space.cc: the index
+  // address_space.cc: the size, the index
+  void set_size(std::uint64_t bytes) noexcept;
+  task<> grow_last_page(std::uint64_t bytes);
+  static cached_extent cached_part(page& p, std::uint64_t index) noexcept;
   [[gnu::always_inline]] page_ref find(std::uint64_t index) noexcept {
     page* p = index_.lookup(index);
     if (p == nullptr) return {};
     return pin_if_page_of<page_ref>(*p, this, index);
+  }
+  // Accesses to 4 KiB pages one after the other, for the miss-ratio curve: what counts as hits and
+  // misses.
+  [[gnu::always_inline]] void sample(std::uint64_t first, std::int64_t count) noexcept {
+    if (sampler_ == nullptr) return;
+    for (std::int64_t i = 0; i < count; ++i) {
+      sampler_->touch(sample_base_ + first + static_cast<std::uint64_t>(i));
+    }
   }
   // Of a view. Once the page has as many uses as it can, its place in the index gets a mark, and no
   // view looks at the frame any more, until eviction takes uses away. False: the page is marked for
@@ -511,9 +542,13 @@ class address_space {
 
   page_cache& cache_;
   device& device_;
-  std::byte* const frames_;  // the arena's memory
-  const bool views_;         // see the constructor
-  const std::uint64_t size_bytes_;
+  warm_notes notes_;
+  std::byte* const frames_;          // the arena's memory
+  const bool views_;                 // see the constructor
+  access_sampler* const sampler_;    // the cache's, null if it has none
+  const std::uint64_t sample_base_;  // what it knows page 0 by
+  std::atomic<std::uint64_t> size_bytes_;
+  const std::uint64_t max_bytes_;
   const std::uint32_t block_bytes_;
   const unsigned max_page_order_;
   const options::buffer_use buffers_;
@@ -540,9 +575,9 @@ class address_space {
   std::atomic<std::uint32_t> ahead_ending_{0};   // of these, and just ended: still in end_ahead()
   wait_queue ahead_ended_;
 
-  std::atomic<std::int32_t> error_{0};         // negative errno of the newest write-back failure
+  std::atomic<std::int32_t> error_{0};  // negative errno of the newest write-back failure
+  std::atomic<std::uint32_t> dirty_pages_{0};
   std::atomic<std::uint32_t> error_pages_{0};  // that are dirty because their write failed
-
   std::atomic<bool> stopping_{false};
   std::atomic<bool> flusher_running_{false};
   std::atomic<bool> flusher_idle_{false};

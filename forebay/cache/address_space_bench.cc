@@ -16,9 +16,10 @@ constexpr std::uint64_t resident_bytes = 256u << 20;
 
 // A space with every page resident, shared by all threads of a run.
 struct resident_space {
-  resident_space()
+  explicit resident_space(bool miss_ratios = false)
       : dev(resident_bytes),
-        cache(std::move(*page_cache::create({.bytes = resident_bytes + (32u << 20)}))),
+        cache(std::move(*page_cache::create(
+            {.bytes = resident_bytes + (32u << 20), .miss_ratios = miss_ratios}))),
         space(*cache, dev, {.block_bytes = 4096}) {
     if (!sync_wait(space.prefetch(0, resident_bytes))) std::abort();
   }
@@ -57,6 +58,23 @@ void hit_pin_unpin(benchmark::State& state) {
   state.SetItemsProcessed(state.iterations());
 }
 BENCHMARK(hit_pin_unpin)->Threads(1)->Threads(2)->UseRealTime();
+
+// A view of one of a few pages, where the miss-ratio curve is estimated (1) and where not (0).
+void hit_view(benchmark::State& state) {
+  constexpr std::uint64_t hot_pages = 1024;
+  static std::array<resident_space, 2> spaces{resident_space(false), resident_space(true)};
+  address_space& space = spaces[static_cast<std::size_t>(state.range(0))].space;
+  std::uint64_t seed = 0x9e3779b97f4a7c15;
+  std::uint64_t sum = 0;
+  for (auto _ : state) {
+    const auto view = space.try_view(next_random(seed) % hot_pages);
+    if (view) sum += view.load<std::uint64_t>(64);
+    if (!view.still_valid()) state.SkipWithError("a resident page has changed");
+  }
+  benchmark::DoNotOptimize(sum);
+  state.SetItemsProcessed(state.iterations());
+}
+BENCHMARK(hit_view)->Arg(0)->Arg(1)->Arg(0)->Arg(1);
 
 void overwrite_dirty_page(benchmark::State& state) {
   address_space& space = shared_space().space;

@@ -51,7 +51,7 @@ TEST(sync_range, of_what_is_all_dirty_needs_no_flush) {
     ASSERT_TRUE(sync_wait(space.write(1536, data)));
     ASSERT_TRUE(sync_wait(space.sync_range(1536, data.size())));
     const auto image = durable_image(dev);
-    EXPECT_TRUE(std::equal(data.begin(), data.end(), image.begin() + 1536));
+    EXPECT_TRUE(same_bytes(data, image.data() + 1536));
     for (const auto& r : dev.log()) EXPECT_NE(r.op, bio_op::flush);
     // Written back meanwhile, not durable: now it takes a flush.
     ASSERT_TRUE(sync_wait(space.write(65536, data)));

@@ -46,7 +46,7 @@ TEST_P(edges, everything_works_up_to_the_last_byte) {
     write(0, size);
     write(size - 512, 512);
     ASSERT_TRUE(sync_wait(space.flush()));
-    EXPECT_TRUE(std::equal(flat.begin(), flat.end(), dev.contents().begin()));
+    EXPECT_TRUE(same_bytes(flat, dev.contents().data()));
     EXPECT_EQ(cache->statistics().dirty_pages, 0u);
     EXPECT_EQ(cache->statistics().writeback_pages, 0u);
 
@@ -74,7 +74,7 @@ TEST_P(edges, everything_works_up_to_the_last_byte) {
     std::fill(flat.begin(), flat.end(), std::byte{0});
     expect_same();
     ASSERT_TRUE(sync_wait(space.flush()));
-    EXPECT_TRUE(std::equal(flat.begin(), flat.end(), dev.contents().begin()));
+    EXPECT_TRUE(same_bytes(flat, dev.contents().data()));
     write(size - 1, 1);
     ASSERT_TRUE(sync_wait(space.write_zeroes(0, size, {})));
     std::fill(flat.begin(), flat.end(), std::byte{0});

@@ -54,7 +54,7 @@ task<> work_on_stripe(stripe& s, int operations) {
       out.assign(n, std::byte{1});
       const auto r = co_await s.space->read(at, out);
       EXPECT_TRUE(r);
-      if (!std::equal(out.begin(), out.end(), mine.begin())) {
+      if (!same_bytes(out, mine.data())) {
         ADD_FAILURE() << "stripe " << s.number << " operation " << i << " at " << at;
         co_return result<>{};
       }
@@ -117,8 +117,7 @@ TEST_P(loops, every_coroutine_finds_its_own_bytes) {
     for (const auto& s : stripes) {
       for (std::uint64_t piece = 0; piece < s->pieces(); ++piece) {
         const auto want = std::span(s->flat).subspan(piece * p.piece_bytes, p.piece_bytes);
-        ASSERT_TRUE(std::equal(want.begin(), want.end(),
-                               stored.begin() + static_cast<std::ptrdiff_t>(s->place(piece))))
+        ASSERT_TRUE(same_bytes(want, stored.data() + s->place(piece)))
             << "stripe " << s->number << " piece " << piece;
       }
     }
@@ -210,7 +209,7 @@ TEST(loops, everybody_gets_through_a_cache_that_is_too_small) {
       // What is cached is what is stored.
       std::vector<std::byte> out(space.size_bytes());
       ASSERT_TRUE(sync_wait(space.read(0, out)));
-      EXPECT_TRUE(std::equal(out.begin(), out.end(), memory.contents().begin()));
+      EXPECT_TRUE(same_bytes(out, memory.contents().data()));
       EXPECT_EQ(dev.broken_rules(), 0u);
     }
     expect_all_given_back(*cache);

@@ -9,6 +9,7 @@
 #include <thread>
 #include <vector>
 
+#include "forebay/base/test_bytes.h"
 #include "forebay/block/memory_device.h"
 
 namespace forebay {
@@ -79,7 +80,7 @@ TEST_P(model_test, random_operations_agree_with_a_flat_array) {
   }
   ASSERT_TRUE(sync_wait(r.space->flush()));
   EXPECT_EQ(r.cache->statistics().dirty_pages, 0u);
-  EXPECT_TRUE(std::equal(flat.begin(), flat.end(), r.dev.contents().begin()));
+  EXPECT_TRUE(same_bytes(flat, r.dev.contents().data()));
   r.space.reset();
   EXPECT_EQ(r.cache->statistics().resident_pages, 0u);
 }

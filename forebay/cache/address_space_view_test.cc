@@ -52,6 +52,24 @@ TEST_F(views, see_pages_that_are_wholly_valid) {
   EXPECT_FALSE(space.try_view(UINT64_MAX));
 }
 
+TEST_F(views, reads_that_are_expected_change_and_count_nothing) {
+  write(0, filled(2 * page_bytes, 7));
+  const auto before = cache->statistics();
+  // There, not there, behind the end, and no offset at all.
+  space.expect_reads(std::array<std::uint64_t, 6>{0, page_bytes + 100, 5 * page_bytes, device_bytes,
+                                                  device_bytes * 1000, UINT64_MAX});
+  space.expect_reads({});
+  const auto after = cache->statistics();
+  EXPECT_EQ(after.hits, before.hits);
+  EXPECT_EQ(after.misses, before.misses);
+  EXPECT_EQ(after.resident_pages, before.resident_pages);
+  EXPECT_EQ(cache->evict_pages(64), 0u) << "dirty, both";
+  ASSERT_TRUE(sync_wait(space.flush()));
+  std::size_t gone = 0;
+  while (const std::size_t n = cache->evict_pages(64)) gone += n;
+  EXPECT_EQ(gone, 2u) << "nothing was pinned";
+}
+
 TEST_F(views, end_when_the_page_changes_or_goes) {
   const auto view_of = [&](std::uint64_t index) {
     static_cast<void>(pin(index));

@@ -20,7 +20,7 @@ constexpr unsigned pages_in_a_row = 1024;
 
 // What there is of the device now: it may have shrunk.
 std::uint64_t block_api::size_bytes_of(const address_space& space) noexcept {
-  return std::min(space.size_bytes_, space.device_.limits().size_bytes);
+  return std::min(space.size_bytes(), space.device_.limits().size_bytes.get());
 }
 
 std::error_code block_api::check(const address_space& space, std::uint64_t block,
@@ -84,6 +84,7 @@ task<bh_ref> block_api::get(address_space& space, std::uint64_t block, std::uint
           frame == nullptr ? address_space::add_outcome::no_memory : space.add_page(index, *frame);
       if (outcome == address_space::add_outcome::added) {
         cache.count().misses.add();
+        space.sample(index, 1);
         p = page_ref::adopt(*frame);
         unlock_page(*p);
       } else if (frame != nullptr) {

@@ -444,7 +444,7 @@ TEST(block_api, agrees_with_a_flat_model_whatever_view_is_used) {
       case 3: {
         std::vector<std::byte> out(1 + rng() % std::min<std::uint64_t>(9000, bytes - at));
         ASSERT_TRUE(sync_wait(f.space->read(at, out)));
-        ASSERT_TRUE(std::equal(out.begin(), out.end(), model.begin() + static_cast<long>(at)));
+        ASSERT_TRUE(same_bytes(out, model.data() + at));
         break;
       }
       case 4: {
@@ -532,7 +532,7 @@ TEST(block_api, threads_change_the_blocks_of_the_same_pages) {
           std::copy(data.begin(), data.end(), expected.begin());
         } else if (what == 3) {
           ASSERT_TRUE(sync_wait(space.read(block * size, out)));
-          ASSERT_TRUE(std::equal(out.begin(), out.end(), expected.begin()));
+          ASSERT_TRUE(same_bytes(out, expected.data()));
         } else if (what == 4 && rng() % 16 == 0) {
           ASSERT_TRUE(rng() % 2 == 0 ? sync_blockdev(space) : invalidate_bdev(space));
         } else if (what == 5) {

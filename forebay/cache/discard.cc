@@ -20,6 +20,18 @@ bool is_unsupported(std::error_code e) noexcept {
   return e == std::errc::not_supported || e == std::errc::operation_not_supported;
 }
 
+// The whole pages in a range of a device of `size` bytes, [first, last), and where the last of them
+// ends in bytes: it is whole, too, if it is the device's last and short.
+struct whole_pages {
+  std::uint64_t first;
+  std::uint64_t last;
+  std::uint64_t end;
+};
+whole_pages whole_pages_of(std::uint64_t offset, std::uint64_t end, std::uint64_t size) noexcept {
+  const std::uint64_t last = end == size ? ((end - 1) >> page_shift) + 1 : end >> page_shift;
+  return {(offset + page_bytes - 1) >> page_shift, last, std::min(last << page_shift, end)};
+}
+
 }  // namespace
 
 // The buffers in [from, to) of a locked page, none of which is locked, are not to be written, and
@@ -33,6 +45,7 @@ void address_space::clear_buffers_dirty(page& p, std::size_t from, std::size_t t
   });
   for_each_buffer(p, 0, page_bytes,
                   [&](const buffer_head& b) { dirty = dirty || b.test(bh_dirty); });
+  notes_.written(p);
   if (dirty || !p.test(page_dirty)) return;
   index_.clear_tag(p.index.load(std::memory_order_relaxed), page_tag::dirty);  // relaxed: locked
   clear_dirty(p);
@@ -43,6 +56,7 @@ void address_space::zero_in_place(page& p, std::size_t from, std::size_t to) noe
   begin_change(p);
   std::memset(p.data() + from, 0, to - from);
   set_uptodate(p, from, to, valid_bytes(p));
+  notes_.filled(p, from, std::min(to, valid_bytes(p)));
   if (to - from == page_bytes) p.set(page_zero);
   end_change(p);
   clear_buffers_dirty(p, from, to);
@@ -73,6 +87,7 @@ void address_space::remove_parts_dirty(page& p, unsigned first, unsigned end) no
   const std::int64_t dirty = parts.remove(part_set::dirty, first, end);
   count_dirty(-dirty, -std::int64_t{parts.remove(part_set::failed, first, end)});
   if (parts.count(part_set::failed) == 0) p.clear(page_error);
+  notes_.written(p);
   if (dirty == 0 || parts.count(part_set::dirty) != 0) return;
   p.clear(page_dirty);
   index_.clear_tag(p.index.load(std::memory_order_relaxed), page_tag::dirty);  // relaxed: locked
@@ -116,19 +131,24 @@ task<> address_space::give_edge_buffers(std::uint64_t offset) {
 task<> address_space::punch(std::uint64_t from, std::uint64_t end, bio_op op, std::uint8_t flags) {
   const std::uint64_t last = page_of(end - 1) + 1;
   punch_range range{page_of(from), last, {}};
+  std::optional<unsigned> noted;
   for (;;) {
     {
       const scoped_lock hold(lock_);
-      if (!being_discarded(range.first, last)) {
+      if (!being_discarded(range.first, last) && notes_.begin_discard(from, end, noted)) {
         punches_.push_back(range);
         break;
       }
     }
-    co_await discard_over(range.first, last);
+    co_await punch_done_.wait_unless([&]() noexcept {
+      const scoped_lock hold(lock_);
+      return !being_discarded(range.first, last) && notes_.may_begin_discard();
+    });
   }
   const result<> r = co_await punch_alone(from, end, op, flags);
   {
     const scoped_lock hold(lock_);
+    notes_.end_discard(noted);
     punches_.erase(range);
   }
   punch_done_.wake_all();
@@ -139,11 +159,14 @@ task<> address_space::punch_alone(std::uint64_t from, std::uint64_t end, bio_op 
                                   std::uint8_t flags) {
   const std::uint64_t last = page_of(end - 1) + 1;
   if (const result<> r = co_await give_edge_buffers(from); !r) co_return fail(r.error());
-  if (const result<> r = co_await give_edge_buffers(end); !r) co_return fail(r.error());
+  // The last page of the device is whole though it may be short; it does not grow meanwhile.
+  if (end != size_bytes()) {
+    if (const result<> r = co_await give_edge_buffers(end); !r) co_return fail(r.error());
+  }
   const result<bool> waited = co_await wait_for_writeback(page_of(from), last);
   if (!waited) co_return fail(waited.error());
   bio b(op, from, flags);
-  b.length_bytes = std::min(end, size_bytes_) - from;
+  b.length_bytes = end - from;
   const std::int32_t status = co_await submit_and_wait(device_, b);
   if (status != 0) co_return fail(-status);
   may_have_holes_.store(true, std::memory_order_relaxed);  // relaxed: a hint
@@ -246,16 +269,12 @@ task<> address_space::write_zero_pages(std::uint64_t offset, std::uint64_t lengt
 
 task<> address_space::write_zeroes(std::uint64_t offset, std::uint64_t length, zero_options opts) {
   const std::uint64_t end = offset + length;
-  const std::uint64_t first = (offset + page_bytes - 1) >> page_shift;
-  // The last page of the device is whole though it may be short.
-  const std::uint64_t last = end == size_bytes_ ? page_of(end - 1) + 1 : page_of(end);
+  const auto [first, last, tail] = whole_pages_of(offset, end, size_bytes());
   if (first + least_pages_for_device <= last) {
     const std::uint8_t flags = opts.keep_allocated ? bio_no_unmap : 0;
-    const result<> r =
-        co_await punch(first << page_shift, last << page_shift, bio_op::write_zeroes, flags);
+    const result<> r = co_await punch(first << page_shift, tail, bio_op::write_zeroes, flags);
     if (r) {
       const std::uint64_t head_end = first << page_shift;
-      const std::uint64_t tail = std::min(last << page_shift, end);
       if (head_end != offset) {
         const result<> head = co_await write_zero_pages(offset, head_end - offset);
         if (!head) co_return fail(head.error());
@@ -269,11 +288,9 @@ task<> address_space::write_zeroes(std::uint64_t offset, std::uint64_t length, z
 }
 
 task<> address_space::discard(std::uint64_t offset, std::uint64_t length) {
-  const std::uint64_t end = offset + length;
-  const std::uint64_t first = (offset + page_bytes - 1) >> page_shift;
-  const std::uint64_t last = end == size_bytes_ ? page_of(end - 1) + 1 : page_of(end);
+  const auto [first, last, end] = whole_pages_of(offset, offset + length, size_bytes());
   if (first >= last) co_return result<>{};
-  const result<> r = co_await punch(first << page_shift, last << page_shift, bio_op::discard, 0);
+  const result<> r = co_await punch(first << page_shift, end, bio_op::discard, 0);
   // Advice that the device cannot take is no failure.
   if (!r && !is_unsupported(r.error())) co_return fail(r.error());
   co_return result<>{};

@@ -27,6 +27,7 @@
 #include <optional>
 #include <string_view>
 #include <type_traits>
+#include <utility>
 
 #include "forebay/base/list.h"
 
@@ -52,6 +53,9 @@ constexpr std::string_view to_string(eviction_policy p) noexcept {
   return "?";
 }
 
+// For the user who is to choose one.
+inline constexpr std::string_view eviction_policy_names = "adaptive, s3-fifo, clock or lru";
+
 constexpr std::optional<eviction_policy> eviction_policy_named(std::string_view name) noexcept {
   for (const eviction_policy p : all_eviction_policies) {
     if (to_string(p) == name) return p;
@@ -71,6 +75,7 @@ concept EvictionTraits = requires(typename T::entry& e, unsigned n) {
   { T::place(e) } -> std::same_as<std::uint8_t&>;          // which queue it is in; the policy's
   { T::weight(e) } -> std::convertible_to<std::uint32_t>;  // does not change while it is in
   { T::key(e) } -> std::convertible_to<std::uint64_t>;     // what it is, while not being taken
+  T::coming(e);  // a hint: it may be taken soon, so what that needs had better be on its way
 };
 
 struct eviction_progress {
@@ -84,9 +89,12 @@ template <typename P>
 concept EvictionPolicy =
     requires(P& p, typename P::entry& e, std::uint64_t n, bool (&take)(typename P::entry&)) {
       requires std::constructible_from<P, std::uint64_t>;  // the largest capacity there will be
-      p.set_capacity(n);  // how much there may be now; until told so, the largest
-      p.insert(e);        // that is on no list
-      p.erase(e);         // not by eviction: nothing is remembered
+      p.set_capacity(n);           // how much there may be now; until told so, the largest
+      std::as_const(p).expect(n);  // a hint: an entry of this key will be put in; on any thread
+      p.insert(e);                 // that is on no list
+      p.erase(e);                  // not by eviction: nothing is remembered
+      // The same for the one that is worth least by its place alone; null if there is none.
+      { p.pop() } -> std::same_as<typename P::entry*>;
       p.replace(e, e);  // (old, fresh): the second, that is on no list, takes the first one's place
       // Frees up to n, looking at so many entries.
       { p.reclaim(n, 1u, take) } -> std::same_as<eviction_progress>;
@@ -115,6 +123,17 @@ class eviction_queue {
     weight_ -= Traits::weight(e);
     --count_;
     return e;
+  }
+  // Before what has been popped is dealt with, which takes as long as memory does: the next one
+  // will have been fetched by then, and so will what it needs, as the call before this one has
+  // fetched the entry. The next one, null if there is none.
+  const entry* expect_next() noexcept {
+    if (list_.empty()) return nullptr;
+    auto oldest = --list_.end();
+    entry& next = *oldest;
+    Traits::coming(next);
+    if (oldest != list_.begin()) __builtin_prefetch(&*--oldest, 1);
+    return &next;
   }
   void erase(entry& e) noexcept {
     list_.erase(e);

@@ -10,7 +10,7 @@
 // It stands for the ghost queues of ARC, S3-FIFO and others (Einziger et al., "TinyLFU", 2017, and
 // the S3-FIFO paper, SOSP '23, keep fingerprints for the same reason: space).
 //
-// Guard: its owner's lock.
+// Guard: its owner's lock, but for the number of buckets and where they are, which never change.
 #pragma once
 
 #include <algorithm>
@@ -46,6 +46,11 @@ class eviction_history {
     const auto [b, mark] = find(key);
     std::memmove(&b->at[1], &b->at[0], sizeof(b->at) - sizeof(b->at[0]));
     b->at[0] = mark;
+  }
+
+  // A hint: the key will be asked for, or remembered. Needs no guard.
+  void prefetch(std::uint64_t key) const noexcept {
+    if (buckets_ != 0) __builtin_prefetch(find(key).in, 1);
   }
 
   // Whether the key is remembered; it is not any more then.

@@ -16,11 +16,13 @@ class clock_policy {
   explicit clock_policy(std::uint64_t) noexcept {}
 
   void set_capacity(std::uint64_t) noexcept {}
+  void expect(std::uint64_t) const noexcept {}
   void insert(entry& e) noexcept {
     Traits::set_uses(e, 0);
     queue_.push(e);
   }
   void erase(entry& e) noexcept { queue_.erase(e); }
+  entry* pop() noexcept { return queue_.empty() ? nullptr : &queue_.pop(); }
   void replace(entry& old, entry& fresh) noexcept { queue_.replace(old, fresh); }
 
   template <typename Take>
@@ -29,6 +31,7 @@ class clock_policy {
     std::uint64_t refused = 0;
     for (unsigned i = 0; i < scan_limit && done.freed < wanted && refused < queue_.count(); ++i) {
       entry& e = queue_.pop();
+      queue_.expect_next();
       const std::uint32_t weight = Traits::weight(e);
       if (Traits::uses(e) != 0) {
         Traits::set_uses(e, 0);
@@ -74,11 +77,18 @@ class lru_policy {
       ++ratio_;
     }
   }
+  void expect(std::uint64_t) const noexcept {}
   void insert(entry& e) noexcept {
     Traits::set_uses(e, 0);
     put(e, inactive);
   }
   void erase(entry& e) noexcept { queue_of(e).erase(e); }
+  entry* pop() noexcept {
+    for (const where w : {inactive, active}) {
+      if (!queues_[w].empty()) return &queues_[w].pop();
+    }
+    return nullptr;
+  }
   void replace(entry& old, entry& fresh) noexcept { queue_of(old).replace(old, fresh); }
 
   template <typename Take>
@@ -98,6 +108,7 @@ class lru_policy {
       }
       if (none) break;
       entry& e = queues_[inactive].pop();
+      queues_[inactive].expect_next();
       const std::uint32_t weight = Traits::weight(e);
       if (Traits::uses(e) != 0) {
         Traits::set_uses(e, 0);

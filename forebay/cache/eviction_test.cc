@@ -36,6 +36,7 @@ struct entry_traits {
   static std::uint8_t& place(entry& e) noexcept { return e.place; }
   static std::uint32_t weight(const entry& e) noexcept { return e.weight; }
   static std::uint64_t key(const entry& e) noexcept { return e.number; }
+  static void coming(const entry&) noexcept {}
 };
 
 // A cache of so much weight over a policy; entry i is the object of number i.
@@ -326,6 +327,7 @@ TEST(eviction_history, may_remember_less_or_nothing) {
 TEST(eviction, policies_have_names) {
   for (const eviction_policy p : all_eviction_policies) {
     EXPECT_EQ(eviction_policy_named(to_string(p)), p);
+    EXPECT_NE(eviction_policy_names.find(to_string(p)), std::string_view::npos) << to_string(p);
   }
   EXPECT_FALSE(eviction_policy_named("none"));
   EXPECT_FALSE(eviction_policy_named(""));

@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "forebay/base/cache_line.h"
+#include "forebay/base/racing_copy.h"
 #include "forebay/cache/address_space.h"
 
 namespace forebay {
@@ -101,6 +102,7 @@ std::optional<std::size_t> address_space::try_pin(std::uint64_t offset, std::siz
       good = is_uptodate(*p, from, to) && !p->test(page_readahead);
     }
     if (!good) {
+      if (!p) expect_miss(page_of(at));
       for (page_ref& pinned : out.first(n)) pinned.reset();
       return std::nullopt;
     }
@@ -108,7 +110,9 @@ std::optional<std::size_t> address_space::try_pin(std::uint64_t offset, std::siz
     at = p->end_bytes();
     out[n] = std::move(p);
   }
-  cache_.count().hits.add(static_cast<std::int64_t>(page_of(end - 1) - page_of(offset) + 1));
+  const auto pages = static_cast<std::int64_t>(page_of(end - 1) - page_of(offset) + 1);
+  cache_.count().hits.add(pages);
+  sample(page_of(offset), pages);
   return n;
 }
 
@@ -161,6 +165,7 @@ address_space::new_page address_space::add_large_missing(std::uint64_t index, st
     std::memset(p.data(), 0, bytes);
     p.set(page_uptodate | page_zero);
     end_change(p);
+    notes_.filled(p, 0, bytes);
     unlock_page(p);
     return fresh;
   }
@@ -193,6 +198,7 @@ address_space::new_page address_space::add_small_missing(std::uint64_t index, st
     set_uptodate(p, part.from, part.to, valid);
     if (part.from == 0 && part.to == valid) p.set(page_zero);
     end_change(p);
+    notes_.filled(p, part.from, part.to);
     unlock_page(p);
     part = {0, 0};
   } else if (page_buffers(p) != nullptr) {
@@ -251,6 +257,7 @@ task<std::size_t> address_space::add_missing(std::uint64_t offset, std::size_t l
   }
   cache_.count().misses.add(added);
   cache_.count().hits.add(touched - added);
+  sample(page_of(offset), touched);
   co_return n;
 }
 
@@ -275,6 +282,7 @@ void address_space::end_read(address_space& self, const bio& b) noexcept {
     if (b.status == 0) {
       set_uptodate(p, from, to, self.valid_bytes(p));
       self.end_change(p);
+      self.notes_.filled(p, from, to);
     }
     unlock_page(p);
   });
@@ -293,6 +301,7 @@ void address_space::end_read_of_parts(page& p, unsigned first, unsigned end,
   if (parts.clear(part_set::io_failed) == 0) {
     p.set(page_uptodate);
     end_change(p);
+    notes_.filled(p, 0, p.bytes());
   } else {
     remove_page(p);
   }
@@ -309,7 +318,12 @@ void address_space::end_buffers(page& p, std::size_t from, std::size_t to,
 
 void end_buffer_async_read(buffer_head& b, std::int32_t status) noexcept {
   page& p = *b.frame;
-  if (status == 0) set_buffer_uptodate(b, address_space::space_of(b).valid_bytes(p));
+  if (status == 0) {
+    address_space& space = address_space::space_of(b);
+    set_buffer_uptodate(b, space.valid_bytes(p));
+    const auto at = static_cast<std::size_t>(b.data - p.data());
+    space.notes_.filled(p, at, at + b.size_bytes);
+  }
   unlock_buffer(b, bh_async_read);
   bool busy = false;
   for_each_buffer(p, 0, page_bytes,
@@ -430,6 +444,7 @@ task<> address_space::fill_locked(page& p, std::size_t from, std::size_t to) {
       cache_.count().pages_read.add();
     }
     set_uptodate(p, part_from, part_to, valid);
+    notes_.filled(p, part_from, part_to);
   }
   co_return result<>{};
 }
@@ -476,7 +491,7 @@ task<> address_space::read(std::uint64_t offset, std::span<std::byte> out) {
     for (page_ref& p : std::span(pins).first(*n)) {
       const std::size_t from = offset - p->offset_bytes();
       const std::size_t bytes = std::min(out.size(), p->bytes() - from);
-      std::memcpy(out.data(), p->data() + from, bytes);
+      racing_copy(out.data(), p->data() + from, bytes);
       make_readable(*p);
       p.reset();
       out = out.subspan(bytes);

@@ -25,13 +25,30 @@ struct frame_traits {
     if (space != nullptr) space->count_views_again(p);
   }
   static std::uint8_t& place(page& p) noexcept { return p.place; }
+  // It was used, and is to stay longer than others.
+  static void kept(page& p) noexcept {
+    // acquire: sees the space whole. On a list means in an index, or just off it.
+    auto* const space = static_cast<address_space*>(p.owner.load(std::memory_order_acquire));
+    if (space != nullptr) space->note_hot(p);
+  }
   static std::uint32_t weight(const page& p) noexcept { return p.frames(); }
   // Of two objects one page may have the other's key: the history is never sure anyway.
   static std::uint64_t key(const page& p) noexcept {
     // relaxed: it is in its index, where its identity stays
     const void* const owner = p.owner.load(std::memory_order_relaxed);
-    return reinterpret_cast<std::uintptr_t>(owner) * 0x9e3779b97f4a7c15 +
-           p.index.load(std::memory_order_relaxed);  // relaxed: as above
+    return key_of(owner, p.index.load(std::memory_order_relaxed));  // relaxed: as above
+  }
+  static std::uint64_t key_of(const void* owner, std::uint64_t index) noexcept {
+    return reinterpret_cast<std::uintptr_t>(owner) * 0x9e3779b97f4a7c15 + index;
+  }
+  // On a list means in an index, and a space takes its pages off the list before it goes.
+  static void coming(page& p) noexcept {
+    __builtin_prefetch(&p.refs(), 1);
+    // acquire: sees the space whole.
+    const auto* const space =
+        static_cast<const address_space*>(p.owner.load(std::memory_order_acquire));
+    // relaxed: a hint
+    if (space != nullptr) space->prefetch_slot(p.index.load(std::memory_order_relaxed));
   }
 };
 
@@ -41,8 +58,12 @@ class frame_eviction_by final : public frame_eviction {
   explicit frame_eviction_by(std::uint32_t frames_max) noexcept : policy_(frames_max) {}
 
   void set_capacity(std::uint64_t frames) noexcept override { policy_.set_capacity(frames); }
+  void expect(const void* owner, std::uint64_t index) const noexcept override {
+    policy_.expect(frame_traits::key_of(owner, index));
+  }
   void insert(page& p) noexcept override { policy_.insert(p); }
   void erase(page& p) noexcept override { policy_.erase(p); }
+  page* pop() noexcept override { return policy_.pop(); }
   void replace(page& old, page& fresh) noexcept override { policy_.replace(old, fresh); }
   eviction_progress reclaim(std::uint64_t wanted, unsigned scan_limit, taker take,
                             void* context) noexcept override {

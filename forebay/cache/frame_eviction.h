@@ -28,7 +28,10 @@ class frame_eviction {
   // As in EvictionPolicy; weights are frames.
   virtual void set_capacity(std::uint64_t frames) noexcept = 0;
   virtual void insert(page& p) noexcept = 0;
+  // A hint: this page of this space will be inserted. Needs no lock.
+  virtual void expect(const void* owner, std::uint64_t index) const noexcept = 0;
   virtual void erase(page& p) noexcept = 0;
+  virtual page* pop() noexcept = 0;
   virtual void replace(page& old, page& fresh) noexcept = 0;
   virtual eviction_progress reclaim(std::uint64_t wanted, unsigned scan_limit, taker take,
                                     void* context) noexcept = 0;

@@ -58,12 +58,11 @@ class large_pages : public testing::Test {
   void expect_contents() {
     std::vector<std::byte> out(device_bytes);
     ASSERT_TRUE(sync_wait(space_->read(0, out)));
-    EXPECT_TRUE(out == expected_);
+    EXPECT_TRUE(same_bytes(out, expected_));
   }
   bool on_device(std::uint64_t offset, std::size_t bytes) {
-    const auto at = static_cast<std::ptrdiff_t>(offset);
-    return std::equal(expected_.begin() + at, expected_.begin() + at + std::ptrdiff_t(bytes),
-                      memory_.contents().begin() + at);
+    return same_bytes(std::span(expected_).subspan(offset, bytes),
+                      memory_.contents().subspan(offset, bytes));
   }
 
   std::unique_ptr<page_cache> cache_;
@@ -141,7 +140,7 @@ TEST_F(large_pages, a_part_that_cannot_be_read_costs_itself_only) {
   for (const page_ref& p : pins) EXPECT_FALSE(p);
   std::vector<std::byte> out(100 * kib);
   EXPECT_TRUE(sync_wait(space_->read(0, out)));
-  EXPECT_TRUE(std::equal(out.begin(), out.end(), expected_.begin()));
+  EXPECT_TRUE(same_bytes(out, expected_.data()));
   EXPECT_TRUE(sync_wait(space_->read(104 * kib, out)));
   EXPECT_FALSE(sync_wait(space_->read(100 * kib, std::span(out).first(1))));
   dev.heal();
@@ -221,7 +220,7 @@ TEST_F(large_pages, gives_way_to_buffers) {
   {
     const auto b = bread(*space_, 20, 1024);
     ASSERT_TRUE(b);
-    EXPECT_TRUE(std::equal((*b)->data, (*b)->data + 1024, expected_.begin() + 20 * kib));
+    EXPECT_TRUE(same_bytes({(*b)->data, 1024}, expected_.data() + 20 * kib));
   }
   EXPECT_EQ(sizes(0, 2 * mib), std::vector<std::size_t>(512, 4 * kib));
   EXPECT_EQ(cache_->statistics().dirty_pages, 1u);
@@ -337,7 +336,7 @@ TEST_P(large_pages_model, agrees_with_a_flat_array) {
           const auto r = sync_wait(space.read(at, out));
           ASSERT_TRUE(r || failing) << r.error().message();
           if (!r) break;
-          ASSERT_TRUE(std::equal(out.begin(), out.end(), flat.begin() + std::ptrdiff_t(at)))
+          ASSERT_TRUE(same_bytes(out, flat.data() + at))
               << "step " << i << ": " << n << " bytes at " << at;
           break;
         }
@@ -364,7 +363,7 @@ TEST_P(large_pages_model, agrees_with_a_flat_array) {
           const auto r = sync_wait(space.flush());
           ASSERT_TRUE(r || failing);
           if (failing) break;
-          ASSERT_TRUE(std::equal(flat.begin(), flat.end(), memory.contents().begin())) << i;
+          ASSERT_TRUE(same_bytes(flat, memory.contents().data())) << i;
           ASSERT_EQ(cache->statistics().dirty_pages, 0u);
           break;
         }
@@ -403,7 +402,7 @@ TEST_P(large_pages_model, agrees_with_a_flat_array) {
     dev.heal();
     cache->memory().set_limit_bytes(UINT64_MAX);
     EXPECT_TRUE(sync_wait(space.flush()));
-    EXPECT_TRUE(std::equal(flat.begin(), flat.end(), memory.contents().begin()));
+    EXPECT_TRUE(same_bytes(flat, memory.contents().data()));
   }
   registry.remove(reclaim);
   const page_cache_statistics s = cache->statistics();

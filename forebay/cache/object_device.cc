@@ -347,7 +347,7 @@ task<mapped_extent> object_device::ask(std::uint64_t offset, std::uint64_t lengt
                                        map_purpose why) {
   if (why == map_purpose::write_back) {
     // All that waits for blocks, so that they can lie together.
-    const std::uint64_t most = std::min(limits_.size_bytes, offset + run_bytes_max);
+    const std::uint64_t most = std::min(limits_.size_bytes.get(), offset + run_bytes_max);
     const std::uint64_t end =
         std::max(known_.delayed_until(offset), space_->unwritten_until(offset, most));
     length = std::max(length, std::min(end, most) - offset);
@@ -359,7 +359,7 @@ task<mapped_extent> object_device::ask(std::uint64_t offset, std::uint64_t lengt
     lies_.fetch_add(1, std::memory_order_relaxed);  // relaxed: a statistic
     co_return fail(EUCLEAN);
   }
-  e->length_bytes = std::min(e->end_bytes(), limits_.size_bytes) - e->offset_bytes;
+  e->length_bytes = std::min(e->end_bytes(), limits_.size_bytes.get()) - e->offset_bytes;
   if (e->is_new && e->has_blocks() && device_space_ != nullptr) {
     const result<> r =
         co_await device_space_->clean_aliases(e->device_offset_bytes, e->length_bytes);

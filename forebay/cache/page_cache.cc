@@ -1,8 +1,10 @@
 #include "forebay/cache/page_cache.h"
 
 #include <algorithm>
+#include <bit>
 
 #include "forebay/cache/address_space.h"
+#include "forebay/cache/warm_store.h"
 
 namespace forebay {
 namespace {
@@ -11,6 +13,7 @@ namespace {
 // flushers start at 1/8.
 constexpr std::uint32_t dirty_limit_of(std::uint32_t pages) { return pages / 5 * 2; }
 constexpr std::uint32_t background_limit_of(std::uint32_t pages) { return pages / 8; }
+constexpr std::uint32_t dirty_wish_min = 256;
 
 // Enough for a few sweeps of write-back at full depth; at most a fiftieth of the smallest cache.
 constexpr std::size_t bio_reserve_of(std::uint32_t pages) {
@@ -26,30 +29,53 @@ result<std::unique_ptr<page_cache>> page_cache::create(const options& opts, memo
                                .largest_pages = opts.largest_pages,
                                .numa_node = opts.numa_node,
                                .pin = opts.pin,
-                               .limit_bytes = opts.limit_bytes},
-                              source);
+                               .limit_bytes = opts.warm ? UINT64_MAX : opts.limit_bytes},
+                              opts.warm ? opts.warm->memory() : source);
   if (!memory) return fail(memory.error());
   auto eviction = frame_eviction::create(opts.eviction, (*memory)->page_count());
   if (eviction == nullptr) return fail(ENOMEM);
-  return std::unique_ptr<page_cache>(
-      new page_cache(std::move(*memory), std::move(eviction), opts.eviction));
+  // Before anybody else has a frame.
+  if (opts.warm) opts.warm->claim(**memory);
+  std::unique_ptr<page_cache> made(
+      new page_cache(opts.warm, std::move(*memory), std::move(eviction), opts.eviction));
+  if (opts.warm) made->memory().set_limit_bytes(opts.limit_bytes);
+  if (!opts.miss_ratios) return made;
+  // A smaller cache is looked at more closely, with less memory.
+  const std::uint32_t pages = made->memory().page_count();
+  made->sampler_ = access_sampler::create(
+      {.curve = {.pages_max = std::clamp(std::bit_ceil(pages / 2), 1024u, 16384u)}},
+      made->counters_.hits, made->counters_.misses);
+  if (made->sampler_ == nullptr) return fail(ENOMEM);
+  return made;
 }
 
-page_cache::page_cache(std::unique_ptr<arena> memory, std::unique_ptr<frame_eviction> eviction,
-                       eviction_policy policy)
-    : arena_(std::move(memory)),
+miss_ratio_estimate page_cache::miss_ratios() const {
+  return sampler_ == nullptr ? miss_ratio_estimate{} : sampler_->estimate();
+}
+
+page_cache::page_cache(std::shared_ptr<warm_store> warm, std::unique_ptr<arena> memory,
+                       std::unique_ptr<frame_eviction> eviction, eviction_policy policy)
+    : warm_(std::move(warm)),
+      arena_(std::move(memory)),
       nodes_(*arena_, page_index::node_cache_options()),
       buffers_(*arena_, "buffer_head"),
       bios_(*arena_, bio_batch::bio_bytes(), bio_reserve_of(arena_->page_count())),
       background_limit_(background_limit_of(arena_->page_count())),
       dirty_limit_(dirty_limit_of(arena_->page_count())),
       allowed_(arena_->page_count()),
-      eviction_(std::move(eviction)),
-      policy_(policy) {}
+      eviction_(eviction.get()),
+      policy_(policy) {
+  policies_[static_cast<std::size_t>(policy)] = std::move(eviction);
+}
 
 page_cache::~page_cache() {
+  if (warm_ != nullptr) warm_->abandon(*arena_);
   const scoped_lock hold(list_lock_);
   FOREBAY_ASSERT(resident_ == 0);
+}
+
+result<> page_cache::recover(std::span<address_space* const> by_slot) {
+  return warm_->recover(*this, by_slot);
 }
 
 page* page_cache::try_allocate_frame() noexcept {
@@ -86,20 +112,20 @@ page* page_cache::try_allocate_large(unsigned order) noexcept {
 
 void page_cache::add_to_list(page& p) noexcept {
   const scoped_lock hold(list_lock_);
-  eviction_->insert(p);
+  evictor().insert(p);
   resident_ += p.frames();
 }
 
 void page_cache::remove_from_list(page& p) noexcept {
   const scoped_lock hold(list_lock_);
   if (!p.link.linked()) return;
-  eviction_->erase(p);
+  evictor().erase(p);
   resident_ -= p.frames();
 }
 
 eviction_progress page_cache::reclaim(unsigned wanted) noexcept {
   const scoped_lock hold(list_lock_);
-  const eviction_progress done = eviction_->reclaim(
+  const eviction_progress done = evictor().reclaim(
       wanted, scan_limit,
       [](void* self, page& p) noexcept { return static_cast<page_cache*>(self)->take(p); }, this);
   resident_ -= done.freed;
@@ -124,11 +150,51 @@ void page_cache::follow_limit(std::uint64_t bytes) noexcept {
       std::min<std::uint64_t>(bytes >> page_shift, arena_->page_count()));
   {
     const scoped_lock hold(list_lock_);
-    if (pages != allowed_pages()) eviction_->set_capacity(pages);
+    if (pages != allowed_pages()) evictor().set_capacity(pages);
     allowed_.store(pages, std::memory_order_relaxed);  // relaxed: a level, as are the next two
   }
-  background_limit_.store(background_limit_of(pages), std::memory_order_relaxed);  // relaxed: above
-  dirty_limit_.store(dirty_limit_of(pages), std::memory_order_relaxed);            // relaxed: above
+  set_dirty_levels();
+}
+
+void page_cache::set_dirty_limit(std::uint64_t bytes) noexcept {
+  // At least as much as one sweep of write-back takes, so that writers get on.
+  const std::uint64_t pages =
+      std::clamp<std::uint64_t>(bytes >> page_shift, dirty_wish_min, UINT32_MAX);
+  dirty_wish_.store(static_cast<std::uint32_t>(pages),
+                    std::memory_order_relaxed);  // relaxed: level
+  set_dirty_levels();
+}
+
+// Of two that change a level at once the later one here has seen both.
+void page_cache::set_dirty_levels() noexcept {
+  const scoped_lock hold(list_lock_);
+  const std::uint32_t pages = allowed_pages();
+  const std::uint32_t wish = dirty_wish_.load(std::memory_order_relaxed);  // relaxed: a level
+  const std::uint32_t limit = std::min(dirty_limit_of(pages), wish);
+  const std::uint32_t background = std::min(background_limit_of(pages), wish / 2);
+  background_limit_.store(background, std::memory_order_relaxed);  // relaxed: a level
+  dirty_limit_.store(limit, std::memory_order_relaxed);            // relaxed: a level
+}
+
+result<> page_cache::set_eviction(eviction_policy policy) noexcept {
+  const auto number = static_cast<std::size_t>(policy);
+  // Made without the lock, and thrown away if another thread was quicker or there is one already.
+  std::unique_ptr<frame_eviction> made = frame_eviction::create(policy, arena_->page_count());
+  const scoped_lock hold(list_lock_);
+  if (policy == policy_) return {};
+  if (policies_[number] == nullptr) policies_[number] = std::move(made);
+  if (policies_[number] == nullptr) return fail(ENOMEM);
+  frame_eviction& from = evictor();
+  frame_eviction& to = *policies_[number];
+  to.set_capacity(allowed_pages());
+  while (page* const p = from.pop()) {
+    const std::uint8_t uses = p->uses.load(std::memory_order_relaxed);  // relaxed: a hint
+    to.insert(*p);
+    p->uses.store(uses, std::memory_order_relaxed);  // relaxed: as above
+  }
+  eviction_.store(&to, std::memory_order_release);  // release: hints see it whole
+  policy_ = policy;
+  return {};
 }
 
 unsigned page_cache::evict_pages(unsigned wanted) noexcept {
@@ -179,9 +245,9 @@ bool page_cache::split(page& p) noexcept {
   if (space == nullptr || !p.link.linked()) return false;
   const std::uint32_t frames = p.frames();
   if (frames == 1) return false;
-  eviction_->erase(p);
+  evictor().erase(p);
   const bool done = space->split(p, holders);
-  for (std::uint32_t i = 0; i < (done ? frames : 1); ++i) eviction_->insert((&p)[i]);
+  for (std::uint32_t i = 0; i < (done ? frames : 1); ++i) evictor().insert((&p)[i]);
   return done;
 }
 
@@ -204,9 +270,9 @@ page_cache::vacated page_cache::vacate_held(page_ref& mine, page*& spare) noexce
       moved = space->move(p, holders, *spare);
     }
     if (moved) {
-      eviction_->replace(p, *std::exchange(spare, nullptr));
+      evictor().replace(p, *std::exchange(spare, nullptr));
     } else if (evicted) {
-      eviction_->erase(p);
+      evictor().erase(p);
       resident_ -= p.frames();
     } else if (spare == nullptr && p.test(page_dirty)) {
       space->wake_flusher();
@@ -230,14 +296,14 @@ page_cache_statistics page_cache::statistics() const noexcept {
   {
     const scoped_lock hold(list_lock_);
     s.resident_pages = resident_;
-    s.eviction_history_bytes = eviction_->history_bytes();
+    s.eviction_history_bytes = evictor().history_bytes();
+    s.eviction = policy_;
   }
   s.dirty_pages = dirty_pages();
   s.writeback_pages = writeback_.load(std::memory_order_relaxed);  // relaxed: a level
   s.error_pages = error_pages();
   s.dirty_limit_pages = dirty_limit_pages();
   s.background_limit_pages = background_limit_pages();
-  s.eviction = policy_;
   s.hits = value_of(counters_.hits);
   s.misses = value_of(counters_.misses);
   s.evictions = value_of(counters_.evictions);

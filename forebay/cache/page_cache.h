@@ -5,7 +5,10 @@
 // The bios that move pages lie there too, and have a reserve for when it is full (bio_pool.h).
 //
 // Eviction goes by a policy (eviction.h): a hit counts in the page's `uses` and touches no list;
-// the policy's queues are under list_lock_, and pinned and dirty pages are passed over.
+// the policy's queues are under list_lock_, and pinned and dirty pages are passed over. The policy
+// may be another one at any time: the pages stay, and go over to its queues. Those that were in use
+// once stay as well until the end, at most one of each kind, because hints go to them without a
+// lock.
 //
 // Dirty pages: above the background limit the flushers work, from the middle on writers are slowed
 // to the pace of their device (dirty_pacer.h), at the hard limit they wait. Pages
@@ -19,10 +22,13 @@
 //   4. arena's lock
 #pragma once
 
+#include <iterator>
 #include <memory>
+#include <span>
 
 #include "forebay/base/stats.h"
 #include "forebay/block/bio.h"
+#include "forebay/cache/access_sampler.h"
 #include "forebay/cache/bio_pool.h"
 #include "forebay/cache/buffer_head.h"
 #include "forebay/cache/buffer_lru.h"
@@ -34,6 +40,7 @@
 namespace forebay {
 
 class address_space;
+class warm_store;
 
 struct page_cache_statistics {
   std::uint64_t capacity_bytes = 0;  // of the arena's frames
@@ -75,6 +82,11 @@ class page_cache {
     bool pin = false;
     std::uint64_t limit_bytes = UINT64_MAX;
     eviction_policy eviction = eviction_policy::adaptive;
+    // Where the pages lie, so that they outlive the process (warm_store.h); none: in memory that
+    // does not. limit_bytes is followed once they have been found.
+    std::shared_ptr<warm_store> warm = nullptr;
+    // Whether miss_ratios() is estimated (access_sampler.h): about 1 ns for each access more.
+    bool miss_ratios = false;
   };
 
   static constexpr std::size_t min_bytes = 4u << 20;
@@ -87,7 +99,15 @@ class page_cache {
   ~page_cache();
 
   arena& memory() noexcept { return *arena_; }
+  // Null without options::warm.
+  warm_store* warm() noexcept { return warm_.get(); }
+  // With a warm store: its pages become those of the spaces, by the slots of which it knows them,
+  // before anything else is done with these. As warm_store::recover().
+  result<> recover(std::span<address_space* const> by_slot);
   page_cache_statistics statistics() const noexcept;
+  // What caches of other sizes would miss of the accesses that are counted as hits and misses;
+  // nothing without options::miss_ratios. Throws std::bad_alloc. Any thread.
+  miss_ratio_estimate miss_ratios() const;
 
   // Pages that there may be at present: all, or fewer when memory is short. Any thread.
   std::uint32_t allowed_pages() const noexcept {
@@ -96,6 +116,17 @@ class page_cache {
   // Tells the cache that its arena has another limit, in bytes: the limits of dirty pages go by
   // that. Any thread.
   void follow_limit(std::uint64_t bytes) noexcept;
+
+  // Pages leave the cache by this policy from now on; none leaves because of it. What they were
+  // used goes with them, and the order in which they would have had to leave is kept as far as the
+  // new policy knows one. Takes list_lock_, and keeps it for some 20 ns a page. ENOMEM, and nothing
+  // has changed. Any thread.
+  result<> set_eviction(eviction_policy policy) noexcept;
+
+  // At most so many bytes may be dirty, of the share that is allowed anyway (2/5 of the pages);
+  // flushers begin at half of it, or at 1/8 of the pages. UINT64_MAX: the share. Who lowers it
+  // wakes the flushers, and who raises it those who wait at progress(). Any thread.
+  void set_dirty_limit(std::uint64_t bytes) noexcept;
 
   // ---- For its shrinker (cache/shrink.h) ----
 
@@ -154,6 +185,12 @@ class page_cache {
   // index.
   void add_to_list(page& p) noexcept;
   void remove_from_list(page& p) noexcept;
+  // A hint: a page of this number of a space will be added. Takes no lock: what it looks at never
+  // changes.
+  void expect_page(const void* owner, std::uint64_t index) const noexcept {
+    // acquire: sees it whole
+    eviction_.load(std::memory_order_acquire)->expect(owner, index);
+  }
 
   // Above the middle of the two limits the writers of a device are slowed to its pace.
   dirty_pacer::levels dirty_levels() const noexcept {
@@ -182,6 +219,14 @@ class page_cache {
 
   // Woken when write-back completes and when dirty pages are dropped.
   wait_queue& progress() noexcept { return progress_; }
+
+  // Null without options::miss_ratios.
+  access_sampler* sampler() noexcept { return sampler_.get(); }
+  // What a space's first page is sampled by: far from another space's.
+  std::uint64_t next_sample_base() noexcept {
+    // relaxed: only the number itself matters.
+    return sample_bases_.fetch_add(1, std::memory_order_relaxed) << 48;
+  }
 
   slab_cache& nodes() noexcept { return nodes_; }
   buffer_cache& buffers() noexcept { return buffers_; }
@@ -221,9 +266,14 @@ class page_cache {
   static constexpr unsigned evicting_order_max = 4;
   static constexpr unsigned scan_limit = 4096;  // pages that are looked at in one call
 
-  page_cache(std::unique_ptr<arena> memory, std::unique_ptr<frame_eviction> eviction,
-             eviction_policy policy);
+  page_cache(std::shared_ptr<warm_store> warm, std::unique_ptr<arena> memory,
+             std::unique_ptr<frame_eviction> eviction, eviction_policy policy);
 
+  // The policy in use.
+  frame_eviction& evictor() const noexcept FOREBAY_TSA(requires_capability(list_lock_)) {
+    return *eviction_.load(std::memory_order_relaxed);  // relaxed: changes under list_lock_
+  }
+  void set_dirty_levels() noexcept;
   eviction_progress reclaim(unsigned wanted) noexcept;
   bool take(page& p) noexcept;  // for eviction_, under list_lock_
   vacated vacate_held(page_ref& mine, page*& spare) noexcept;
@@ -237,18 +287,24 @@ class page_cache {
            writeback_.load(std::memory_order_relaxed);  // relaxed: as above
   }
 
-  std::unique_ptr<arena> arena_;
+  const std::shared_ptr<warm_store> warm_;
+  std::unique_ptr<arena> arena_;  // in warm_'s memory
   slab_cache nodes_;
   buffer_cache buffers_;
   buffer_lru lru_;
   bio_pool bios_;
-  std::atomic<std::uint32_t> background_limit_;  // pages, as are the next two; follow_limit()
+  // Pages, all four. The first two follow from the others.
+  std::atomic<std::uint32_t> background_limit_;
   std::atomic<std::uint32_t> dirty_limit_;
   std::atomic<std::uint32_t> allowed_;
+  std::atomic<std::uint32_t> dirty_wish_{UINT32_MAX};
 
   mutable mutex list_lock_;
-  const std::unique_ptr<frame_eviction> eviction_ FOREBAY_PT_GUARDED_BY(list_lock_);
-  const eviction_policy policy_;
+  // By their numbers, those that are or were in use.
+  std::unique_ptr<frame_eviction> policies_[std::size(all_eviction_policies)] FOREBAY_GUARDED_BY(
+      list_lock_);
+  std::atomic<frame_eviction*> eviction_;  // one of them; changes under list_lock_
+  eviction_policy policy_ FOREBAY_GUARDED_BY(list_lock_);
   std::uint64_t resident_ FOREBAY_GUARDED_BY(list_lock_) = 0;
 
   std::atomic<std::uint32_t> dirty_{0};  // changed under the space's lock_, as are the next two
@@ -258,6 +314,8 @@ class page_cache {
   wait_queue progress_;
   counters counters_;
   counter frame_waits_;
+  std::unique_ptr<access_sampler> sampler_;  // set by create()
+  std::atomic<std::uint64_t> sample_bases_{0};
 };
 
 }  // namespace forebay

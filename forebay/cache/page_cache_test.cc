@@ -236,6 +236,68 @@ TEST(page_cache, every_policy_gets_on_around_pinned_and_dirty_pages) {
   }
 }
 
+// From every policy to every other, there and back: all pages stay, and so does what is known of
+// their use: of a full cache the hot part survives the next scan.
+TEST(page_cache, the_policy_changes_and_the_pages_stay) {
+  const auto cache = make_cache();
+  memory_device dev(16u << 20);
+  {
+    address_space space(*cache, dev, {});
+    constexpr std::uint64_t pages = 900;
+    std::vector<std::byte> out(page_bytes);
+    const auto read = [&](std::uint64_t from, std::uint64_t to) {
+      for (std::uint64_t i = from; i < to; ++i) {
+        ASSERT_TRUE(sync_wait(space.read(i * page_bytes, out)));
+      }
+    };
+    read(0, pages);
+    ASSERT_TRUE(sync_wait(space.write(0, filled(3 * page_bytes, 7))));
+    const std::uint64_t misses = cache->statistics().misses;
+    for (const eviction_policy from : all_eviction_policies) {
+      for (const eviction_policy to : all_eviction_policies) {
+        ASSERT_TRUE(cache->set_eviction(from));
+        ASSERT_TRUE(cache->set_eviction(to));
+        const auto s = cache->statistics();
+        ASSERT_EQ(s.eviction, to);
+        ASSERT_EQ(s.resident_pages, pages);
+      }
+    }
+    read(0, pages);
+    EXPECT_EQ(cache->statistics().misses, misses) << "a page has been lost on the way";
+    EXPECT_EQ(cache->statistics().evictions, 0u);
+    // Of the 900 the last 100 are used three times more; new pages push out the others.
+    for (int times = 0; times < 3; ++times) read(pages - 100, pages);
+    ASSERT_TRUE(cache->set_eviction(eviction_policy::clock));
+    ASSERT_TRUE(cache->set_eviction(eviction_policy::adaptive));
+    ASSERT_TRUE(sync_wait(space.flush()));
+    read(1000, 1600);
+    const std::uint64_t after = cache->statistics().misses;
+    read(pages - 100, pages);
+    EXPECT_LE(cache->statistics().misses - after, 5u) << "their use was forgotten";
+    while (cache->evict_pages(1u << 20) != 0) {
+    }
+    EXPECT_EQ(cache->statistics().resident_pages, 0u);
+  }
+  expect_all_given_back(*cache);
+}
+
+TEST(page_cache, the_dirty_limit_follows_a_wish_within_its_share) {
+  const auto cache = make_cache();
+  const auto share = cache->statistics();
+  cache->set_dirty_limit(1u << 20);
+  EXPECT_EQ(cache->statistics().dirty_limit_pages, 256u);
+  EXPECT_LE(cache->statistics().background_limit_pages, 128u);
+  cache->follow_limit(2u << 20);
+  EXPECT_LT(cache->statistics().dirty_limit_pages, 256u) << "2/5 of less";
+  cache->follow_limit(UINT64_MAX);
+  EXPECT_EQ(cache->statistics().dirty_limit_pages, 256u);
+  cache->set_dirty_limit(0);
+  EXPECT_GT(cache->statistics().background_limit_pages, 0u) << "writers would not get on";
+  cache->set_dirty_limit(UINT64_MAX);
+  EXPECT_EQ(cache->statistics().dirty_limit_pages, share.dirty_limit_pages);
+  EXPECT_EQ(cache->statistics().background_limit_pages, share.background_limit_pages);
+}
+
 TEST(page_cache, writers_are_throttled_at_the_limit) {
   const auto cache = make_cache();
   memory_device dev(32u << 20);

@@ -82,8 +82,10 @@ class basic_page_index {
   using node_memory = typename Traits::node_memory;
   using frame_memory = typename Traits::frame_memory;
 
-  // An index for pages 0 to page_count - 1. `nodes` is a cache of node_cache_options().
-  basic_page_index(node_memory& nodes, frame_memory& memory, std::uint64_t page_count) noexcept;
+  // An index for pages 0 to page_count - 1, which may grow to `most_pages` if that is more. `nodes`
+  // is a cache of node_cache_options().
+  basic_page_index(node_memory& nodes, frame_memory& memory, std::uint64_t page_count,
+                   std::uint64_t most_pages = 0) noexcept;
   // Gives back its nodes; the frames are the caller's business and must be off already.
   ~basic_page_index();
   basic_page_index(const basic_page_index&) = delete;
@@ -136,6 +138,35 @@ class basic_page_index {
     return ref;
   }
 
+  // Fetches what a look-up of this page will read of the index, and when that is there what it will
+  // read of the frame: that of the 4 KiB, whose number is returned, so that the caller may fetch
+  // its data; none where there is no page. Hints. Any thread.
+  [[gnu::always_inline]] void expect_lookup(std::uint64_t index) const noexcept {
+    const slot_seen at = walk_to<false>(index);
+    if (at.n == nullptr) return;
+    __builtin_prefetch(&at.n->slots[at.slot]);
+    __builtin_prefetch(&at.n->version_of(at.slot));
+    __builtin_prefetch(&at.n->home);
+  }
+  [[gnu::always_inline]] std::optional<std::uint32_t> expect_pin(
+      std::uint64_t index) const noexcept {
+    const std::uint32_t entry = walk(index).entry;
+    if (entry == 0 || (entry & node_bit) != 0) return std::nullopt;
+    page& head = frame_of(entry);
+    __builtin_prefetch(&head.refs(), 1);
+    __builtin_prefetch(&head);
+    return number_of(entry) + (static_cast<std::uint32_t>(index) & ((1u << order_of(entry)) - 1));
+  }
+
+  // Fetches what will be needed to put a page at a place or to take one off: a hint. Any thread.
+  [[gnu::always_inline]] void prefetch(std::uint64_t index) const noexcept {
+    const slot_seen at = walk_to<false>(index);
+    if (at.n == nullptr) return;
+    __builtin_prefetch(&at.n->slots[at.slot], 1);
+    __builtin_prefetch(&at.n->version_of(at.slot), 1);
+    __builtin_prefetch(&at.n->occupied, 1);
+  }
+
   // A mark beside a slot, for who has to do something only once (sight::marked()): a hint, which
   // may get lost, or stay for another page. Any thread.
   void set_mark(std::uint64_t index) const noexcept {
@@ -158,9 +189,13 @@ class basic_page_index {
   // now on. Nothing if it is that already.
   void end_change(std::uint64_t index) noexcept;
 
+  // From now on it is for so many pages, if that is more than before. ENOMEM when a node is needed
+  // and there is none: it is for as many as before then.
+  result<> grow(std::uint64_t page_count) noexcept;
+
   // Puts a page where there is nothing, at none of its numbers; `index` is the first of these, a
-  // multiple of 2^order; not readable. A large page is smaller than the index. ENOMEM when a node
-  // is needed and there is none: nothing has changed then.
+  // multiple of 2^order; not readable. A large page is smaller than the index. EEXIST if there is
+  // something, ENOMEM when a node is needed and there is none: nothing has changed then.
   result<> insert(std::uint64_t index, page& p) noexcept;
 
   // Puts another frame of the same order at a place that is taken; its tags stay, and it is
@@ -210,6 +245,18 @@ class basic_page_index {
   // Of the entry of a page: its head frame, and its order.
   static std::uint32_t number_of(std::uint32_t entry) noexcept { return (entry & number_mask) - 1; }
   static unsigned order_of(std::uint32_t entry) noexcept { return entry >> order_shift & 15; }
+  // Of root_.
+  static std::uint32_t entry_of(std::uint64_t top) noexcept {
+    return static_cast<std::uint32_t>(top);
+  }
+  static unsigned shift_of(std::uint64_t top) noexcept { return static_cast<unsigned>(top >> 32); }
+  static std::uint64_t top_of(std::uint32_t entry, unsigned shift) noexcept {
+    return std::uint64_t{shift} << 32 | entry;
+  }
+  static unsigned shift_for(std::uint64_t page_count) noexcept;
+  unsigned root_shift() const noexcept {
+    return shift_of(root_.load(std::memory_order_relaxed));  // relaxed: under the owner's lock
+  }
   page& frame_of(std::uint32_t entry) const noexcept { return arena_.frame(number_of(entry)); }
   std::uint32_t entry_for(page& p) const noexcept;
   node* node_of(std::uint32_t entry) const noexcept {
@@ -230,15 +277,22 @@ class basic_page_index {
   };
   // To the slot of a page, or to where the walk has to end.
   [[gnu::always_inline]] slot_seen walk(std::uint64_t index) const noexcept {
+    return walk_to<true>(index);
+  }
+  // The same, and whether the leaf's slot is looked at.
+  template <bool Leaf>
+  [[gnu::always_inline]] slot_seen walk_to(std::uint64_t index) const noexcept {
     slot_seen at;
     // acquire, here and below: pairs with the release that publishes a node, which may be one that
     // the slab has just made, or serves elsewhere now; and with the one that makes a page readable,
     // for its data. Frames are there from the start, and say themselves what they are.
-    std::uint32_t entry = root_.load(std::memory_order_acquire);
-    for (unsigned shift = root_shift_; (entry & node_bit) != 0; shift -= bits) {
+    const std::uint64_t top = root_.load(std::memory_order_acquire);
+    std::uint32_t entry = entry_of(top);
+    for (unsigned shift = shift_of(top); (entry & node_bit) != 0; shift -= bits) {
       at.n = node_of(entry);
       at.slot = static_cast<unsigned>(index >> shift) & (fanout - 1);
       at.shift = shift;
+      if (!Leaf && shift == 0) break;
       entry = at.entry = at.n->slots[at.slot].load(std::memory_order_acquire);  // acquire: above
       if (shift == 0) break;
     }
@@ -251,6 +305,7 @@ class basic_page_index {
   };
   static std::uint64_t slots_of(std::uint64_t index, unsigned order) noexcept;
   place place_of(std::uint64_t index) const noexcept;
+  static void clear_tag_at(place at, page_tag tag) noexcept;
   node* add_node(node* parent, std::uint64_t index, unsigned shift) noexcept;
   void prune(node* n) noexcept;
   static void change_versions(const place& at) noexcept;
@@ -263,9 +318,11 @@ class basic_page_index {
 
   node_memory& nodes_;
   frame_memory& arena_;
-  const unsigned root_shift_;
   const std::uint64_t first_home_;  // of page 0; those of all pages are this index's alone
-  atomic<std::uint32_t> root_{0};   // entry of the root node, 0 while the tree is empty
+  // The entry of the root node, 0 while the tree is empty, and above it the node's shift. When the
+  // tree grows the root becomes slot 0 of a node above it; a walk that began at the old one finds
+  // what it would have found, or nothing of its own.
+  atomic<std::uint64_t> root_;
   std::uint64_t size_ = 0;
 };
 

@@ -9,15 +9,21 @@
 
 namespace forebay {
 
+// Of the root of an index for so many pages.
+template <typename Traits>
+unsigned basic_page_index<Traits>::shift_for(std::uint64_t page_count) noexcept {
+  if (page_count <= fanout) return 0;
+  return (static_cast<unsigned>(std::bit_width(page_count - 1)) - 1) / bits * bits;
+}
+
 template <typename Traits>
 basic_page_index<Traits>::basic_page_index(node_memory& nodes, frame_memory& memory,
-                                           std::uint64_t page_count) noexcept
+                                           std::uint64_t page_count,
+                                           std::uint64_t most_pages) noexcept
     : nodes_(nodes),
       arena_(memory),
-      root_shift_(page_count <= fanout
-                      ? 0
-                      : (static_cast<unsigned>(std::bit_width(page_count - 1)) - 1) / bits * bits),
-      first_home_(Traits::take_places(page_count + fanout)) {}
+      first_home_(Traits::take_places(std::max(page_count, most_pages) + fanout)),
+      root_(top_of(0, shift_for(page_count))) {}
 
 template <typename Traits>
 basic_page_index<Traits>::~basic_page_index() {
@@ -37,8 +43,11 @@ std::uint64_t basic_page_index<Traits>::slots_of(std::uint64_t index, unsigned o
 template <typename Traits>
 auto basic_page_index<Traits>::place_of(std::uint64_t index) const noexcept -> place {
   node* n = nullptr;
-  std::uint32_t entry = root_.load(std::memory_order_relaxed);  // relaxed: under the owner's lock
-  for (unsigned shift = root_shift_; (entry & node_bit) != 0; shift -= bits) {
+  // acquire: who has a page of the old root's beneath it, and no lock of the owner's, may be the
+  // first to meet a root above it.
+  const std::uint64_t top = root_.load(std::memory_order_acquire);
+  std::uint32_t entry = entry_of(top);
+  for (unsigned shift = shift_of(top); (entry & node_bit) != 0; shift -= bits) {
     n = node_of(entry);
     const unsigned slot = static_cast<unsigned>(index >> shift) & (fanout - 1);
     // relaxed: under the owner's lock, or that of a page that is there, which keeps its path.
@@ -79,7 +88,7 @@ auto basic_page_index<Traits>::add_node(node* parent, std::uint64_t index, unsig
   n->home.store(home_of(index, shift), std::memory_order_relaxed);  // relaxed: published with it
   const std::uint32_t entry = nodes_.handle_of(n) | node_bit;
   if (parent == nullptr) {
-    root_.store(entry, std::memory_order_release);  // release: pairs with lookup
+    root_.store(top_of(entry, shift), std::memory_order_release);  // release: pairs with lookup
   } else {
     parent->slots[n->offset].store(entry, std::memory_order_release);  // release: pairs with lookup
     parent->occupied |= 1ull << n->offset;
@@ -94,7 +103,7 @@ void basic_page_index<Traits>::prune(node* n) noexcept {
     node* parent = n->parent;
     // relaxed: a reader that still sees the entry finds an empty node.
     if (parent == nullptr) {
-      root_.store(0, std::memory_order_relaxed);  // relaxed: see above
+      root_.store(top_of(0, n->shift), std::memory_order_relaxed);  // relaxed: see above
     } else {
       parent->slots[n->offset].store(0, std::memory_order_relaxed);  // relaxed: see above
       parent->occupied &= ~(1ull << n->offset);
@@ -105,14 +114,45 @@ void basic_page_index<Traits>::prune(node* n) noexcept {
 }
 
 template <typename Traits>
+result<> basic_page_index<Traits>::grow(std::uint64_t page_count) noexcept {
+  const unsigned wanted = shift_for(page_count);
+  for (;;) {
+    const std::uint64_t top = root_.load(std::memory_order_relaxed);  // relaxed: the owner's lock
+    if (shift_of(top) >= wanted) return {};
+    const unsigned shift = shift_of(top) + bits;
+    if (entry_of(top) == 0) {
+      root_.store(top_of(0, shift), std::memory_order_relaxed);  // relaxed: there is nothing below
+      continue;
+    }
+    node* const n = static_cast<node*>(nodes_.allocate());
+    if (n == nullptr) return fail(ENOMEM);
+    node* const below = node_of(entry_of(top));
+    n->parent = nullptr;
+    n->offset = 0;
+    n->shift = static_cast<std::uint8_t>(shift);
+    // relaxed, both: published with it
+    n->home.store(home_of(0, shift), std::memory_order_relaxed);
+    n->slots[0].store(entry_of(top), std::memory_order_relaxed);
+    n->occupied = 1;
+    for (std::size_t t = 0; t < n->tags.size(); ++t) n->tags[t] = below->tags[t] != 0 ? 1 : 0;
+    below->parent = n;
+    below->offset = 0;
+    // release: pairs with lookup
+    root_.store(top_of(nodes_.handle_of(n) | node_bit, shift), std::memory_order_release);
+  }
+}
+
+template <typename Traits>
 result<> basic_page_index<Traits>::insert(std::uint64_t index, page& p) noexcept {
   const unsigned bottom = p.order / bits * bits;
-  FOREBAY_ASSERT(bottom <= root_shift_ && (index & (p.frames() - 1)) == 0);
-  std::uint32_t entry = root_.load(std::memory_order_relaxed);  // relaxed: under the owner's lock
+  FOREBAY_ASSERT(bottom <= root_shift() && (index & (p.frames() - 1)) == 0);
+  // relaxed: under the owner's lock
+  std::uint32_t entry = entry_of(root_.load(std::memory_order_relaxed));
   node* n = nullptr;
   unsigned slot = 0;
-  for (unsigned shift = root_shift_;; shift -= bits) {
-    FOREBAY_ASSERT(entry == 0 || (entry & node_bit) != 0);
+  for (unsigned shift = root_shift();; shift -= bits) {
+    // A large page; no node has been made then, which would have been empty.
+    if (entry != 0 && (entry & node_bit) == 0) return fail(EEXIST);
     node* below = entry != 0 ? node_of(entry) : add_node(n, index, shift);
     if (below == nullptr) {
       prune(n);
@@ -125,7 +165,8 @@ result<> basic_page_index<Traits>::insert(std::uint64_t index, page& p) noexcept
     if (shift == bottom) break;
   }
   const place at{n, slots_of(index, p.order)};
-  FOREBAY_ASSERT((n->occupied & at.mask) == 0);
+  // Nodes are there because there is something below them.
+  if ((n->occupied & at.mask) != 0) return fail(EEXIST);
   const std::uint32_t own = entry_for(p);
   change_slots(at, [own](atomic<std::uint32_t>& slot_word, std::uint32_t) {
     // relaxed: what is read of the frame is ordered by the reference taken to it, and who finds
@@ -239,15 +280,17 @@ result<> basic_page_index<Traits>::split(std::uint64_t index, page& p) noexcept 
 
 template <typename Traits>
 void basic_page_index<Traits>::erase(std::uint64_t index) noexcept {
-  clear_tag(index, page_tag::dirty);
-  clear_tag(index, page_tag::writeback);
   const place at = place_of(index);
+  clear_tag_at(at, page_tag::dirty);
+  clear_tag_at(at, page_tag::writeback);
   change_slots(at, [](atomic<std::uint32_t>& slot, std::uint32_t) {
     // relaxed: a reader checks the frame itself, or the version
     slot.store(0, std::memory_order_relaxed);
   });
   change_versions(at);
-  at.n->marks.fetch_and(~at.mask, std::memory_order_relaxed);  // relaxed: a hint
+  // relaxed, both: a hint
+  if ((at.n->marks.load(std::memory_order_relaxed) & at.mask) != 0)
+    at.n->marks.fetch_and(~at.mask, std::memory_order_relaxed);
   at.n->occupied &= ~at.mask;
   --size_;
   prune(at.n);
@@ -266,7 +309,12 @@ void basic_page_index<Traits>::set_tag(std::uint64_t index, page_tag tag) noexce
 
 template <typename Traits>
 void basic_page_index<Traits>::clear_tag(std::uint64_t index, page_tag tag) noexcept {
-  for (place at = place_of(index); at.n != nullptr;) {
+  clear_tag_at(place_of(index), tag);
+}
+
+template <typename Traits>
+void basic_page_index<Traits>::clear_tag_at(place at, page_tag tag) noexcept {
+  while (at.n != nullptr) {
     std::uint64_t& word = at.n->tags[static_cast<unsigned>(tag)];
     if ((word & at.mask) == 0) return;  // and so nothing of it above
     word &= ~at.mask;
@@ -282,11 +330,13 @@ template <typename Occupied>
 auto basic_page_index<Traits>::search(std::uint64_t from, std::uint64_t end,
                                       Occupied occupied) const noexcept -> std::optional<found> {
   // Slots are the low bits of a number: past what the root reaches they would begin again at 0.
-  end = std::min(end, std::uint64_t{fanout} << root_shift_);
+  const unsigned top_shift = root_shift();
+  end = std::min(end, std::uint64_t{fanout} << top_shift);
   while (from < end) {
-    std::uint32_t entry = root_.load(std::memory_order_relaxed);  // relaxed: under the owner's lock
+    // relaxed: under the owner's lock
+    std::uint32_t entry = entry_of(root_.load(std::memory_order_relaxed));
     if (entry == 0) return std::nullopt;
-    for (unsigned shift = root_shift_;; shift -= bits) {
+    for (unsigned shift = top_shift;; shift -= bits) {
       const node* n = node_of(entry);
       const unsigned slot = static_cast<unsigned>(from >> shift) & (fanout - 1);
       const std::uint64_t left = occupied(*n) >> slot;
@@ -294,7 +344,7 @@ auto basic_page_index<Traits>::search(std::uint64_t from, std::uint64_t end,
       if (left == 0) {
         // Nothing more in this node: on to the first page behind it.
         const std::uint64_t span = step << bits;
-        if (shift == root_shift_) return std::nullopt;
+        if (shift == top_shift) return std::nullopt;
         from = (from / span + 1) * span;
         break;
       }

@@ -92,17 +92,24 @@ RC_GTEST_PROP(page_index, agrees_with_a_map, ()) {
       page& p = *frames.back();
       const std::uint64_t first = at & ~std::uint64_t{p.frames() - 1};
       const auto next = page_at_or_behind(m, first);
-      if ((p.is_large() && p.frames() >= page_count) || first + p.frames() > page_count ||
-          (next != m.end() && next->first < first + p.frames())) {
+      if ((p.is_large() && p.frames() >= page_count) || first + p.frames() > page_count) {
         continue;  // does not fit there
       }
-      RC_ASSERT(index.insert(first, p).has_value());
-      m[first] = {&p, {false, false}};
-      frames.pop_back();
+      const result<> put = index.insert(first, p);
+      if (next != m.end() && next->first < first + p.frames()) {
+        RC_ASSERT(!put && put.error() == std::errc::file_exists);
+      } else {
+        RC_ASSERT(put.has_value());
+        m[first] = {&p, {false, false}};
+        frames.pop_back();
+      }
     } else {
       const auto known = m.find(behind->first);
       const auto tag = static_cast<unsigned>(*rc::gen::inRange(0, 2));
       RC_ASSERT(index.lookup(at) == known->second.frame);
+      if (!frames.empty() && !frames.back()->is_large()) {
+        RC_ASSERT(index.insert(at, *frames.back()).error() == std::errc::file_exists);
+      }
       switch (*rc::gen::inRange(0, 4)) {
         case 0:
           index.set_tag(at, page_tag{tag});

@@ -52,7 +52,7 @@ task<> address_space::read_ahead(readahead_window window) {
   for (std::uint32_t i = 0; i < window.count && go_on; ++i) {
     std::uint64_t at = window.piece(i) << page_shift;
     // relaxed: a hint; what is read beyond is zeros.
-    const std::uint64_t most = std::min(size_bytes_, ahead_end_.load(std::memory_order_relaxed));
+    const std::uint64_t most = std::min(size_bytes(), ahead_end_.load(std::memory_order_relaxed));
     const std::uint64_t end = std::min(at + (std::uint64_t{window.pages} << page_shift), most);
     while (at < end && go_on) {
       const result<std::size_t> added = co_await add_ahead(at, end - at, pins, batch);

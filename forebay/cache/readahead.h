@@ -58,7 +58,13 @@ class readahead {
 
   // Of an object of so many pages; windows of at most window_max_pages, 0 for no read-ahead.
   readahead(std::uint64_t object_pages, std::uint32_t window_max_pages) noexcept
-      : object_pages_(object_pages), window_max_(window_max_pages), limit_(window_max_pages) {}
+      : window_max_(window_max_pages), object_pages_(object_pages), limit_(window_max_pages) {}
+
+  // The object has so many pages from now on.
+  void set_object_pages(std::uint64_t pages) noexcept FOREBAY_EXCLUDES(lock_) {
+    const scoped_lock hold(lock_);
+    object_pages_ = pages;
+  }
 
   bool enabled() const noexcept { return window_max_ != 0; }
 
@@ -95,10 +101,10 @@ class readahead {
   readahead_window next_window(stream& s) noexcept FOREBAY_REQUIRES(lock_);
   void weigh_waste(std::uint32_t asked) noexcept FOREBAY_REQUIRES(lock_);
 
-  const std::uint64_t object_pages_;
   const std::uint32_t window_max_;
 
   mutable mutex lock_;
+  std::uint64_t object_pages_ FOREBAY_GUARDED_BY(lock_);
   std::array<stream, streams_max> streams_ FOREBAY_GUARDED_BY(lock_);
   std::array<stream, candidates_max> candidates_ FOREBAY_GUARDED_BY(lock_);
   std::size_t next_candidate_ FOREBAY_GUARDED_BY(lock_) = 0;  // to be replaced

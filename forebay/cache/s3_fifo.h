@@ -80,6 +80,9 @@ class s3_fifo_policy {
     set_target(share(Tuning.small, capacity));
   }
 
+  // The other two histories are small.
+  void expect(std::uint64_t key) const noexcept { history_.prefetch(key); }
+
   void insert(entry& e) noexcept {
     const std::uint64_t key = Traits::key(e);
     Traits::set_uses(e, 0);
@@ -100,6 +103,12 @@ class s3_fifo_policy {
   }
 
   void erase(entry& e) noexcept { queue(place_of(e)).erase(e); }
+  entry* pop() noexcept {
+    for (const where w : {in_small, in_window, in_main}) {
+      if (!queue(w).empty()) return &queue(w).pop();
+    }
+    return nullptr;
+  }
 
   void replace(entry& old, entry& fresh) noexcept { queue(place_of(old)).replace(old, fresh); }
 
@@ -112,10 +121,13 @@ class s3_fifo_policy {
       const where from = next(refused);
       if (from == nowhere) break;
       entry& e = queue(from).pop();
+      const entry* const coming = queue(from).expect_next();
+      if (coming != nullptr && from != in_main) history_.prefetch(Traits::key(*coming));
       const unsigned uses = Traits::uses(e);
       if (uses >= (from == in_main ? 1u : uses_to_stay)) {
         Traits::set_uses(e, from == in_main ? std::min(uses, eviction_uses_max) - 1 : 0);
         put(e, in_main);
+        if constexpr (requires { Traits::kept(e); }) Traits::kept(e);
         ++done.second_chances;
         continue;
       }

@@ -54,9 +54,7 @@ class shrink : public ::testing::Test {
     std::vector<std::byte> out(mebibyte);
     for (std::size_t at = 0; at < device_bytes; at += out.size()) {
       ASSERT_TRUE(sync_wait(space_->read(at, out)));
-      ASSERT_TRUE(
-          std::equal(out.begin(), out.end(), expected_.begin() + static_cast<std::ptrdiff_t>(at)))
-          << "wrong data in the MiB at " << at;
+      ASSERT_TRUE(same_bytes(out, expected_.data() + at)) << "wrong data in the MiB at " << at;
     }
   }
   // As the monitor does it.
@@ -169,7 +167,7 @@ TEST_F(shrink, a_page_in_use_keeps_its_chunk_and_no_other) {
   limit_to(6 * mebibyte);
   EXPECT_LE(committed(), 6 * mebibyte);
   EXPECT_EQ(memory.info(chunk).state, chunk_state::online);
-  EXPECT_TRUE(std::equal(before.begin(), before.end(), pins[0]->data()));
+  EXPECT_TRUE(same_bytes(before, pins[0]->data()));
   EXPECT_EQ(memory.statistics().isolated_chunks, 0u) << "what could not be emptied is as it was";
   pins.clear();
   read_all();
@@ -282,7 +280,7 @@ TEST_F(shrink, under_load_everybody_reads_what_he_wrote) {
         } else {
           out.resize(bytes);
           if (!sync_wait(space_->read(t * region + at, out))) ++wrong;
-          if (!std::equal(out.begin(), out.end(), mine.begin() + static_cast<std::ptrdiff_t>(at))) {
+          if (!same_bytes(out, mine.data() + at)) {
             ++wrong;
           }
         }

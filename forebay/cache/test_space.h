@@ -7,16 +7,11 @@
 #include <random>
 #include <vector>
 
+#include "forebay/base/test_bytes.h"
 #include "forebay/block/memory_device.h"
 #include "forebay/cache/address_space.h"
 
 namespace forebay {
-
-inline std::vector<std::byte> random_bytes(std::mt19937_64& rng, std::size_t n) {
-  std::vector<std::byte> v(n);
-  for (auto& b : v) b = static_cast<std::byte>(rng());
-  return v;
-}
 
 inline std::vector<std::byte> filled(std::size_t n, unsigned value) {
   return std::vector<std::byte>(n, static_cast<std::byte>(value));

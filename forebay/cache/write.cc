@@ -64,7 +64,9 @@ address_space::attempt address_space::write_in_page(std::uint64_t offset,
     return {step::page_writeback, bytes};
   }
   p->touch();
-  cache_.count().hits.add(pages_of(from, bytes));
+  const std::int64_t pages = pages_of(from, bytes);
+  cache_.count().hits.add(pages);
+  sample(page_of(offset), pages);
   const step how = write_locked(*p, from, data.first(bytes));
   unlock_page(*p);
   return {how, bytes};
@@ -107,6 +109,7 @@ address_space::attempt address_space::write_in_new_page(std::uint64_t offset,
   }
   p = page_ref::adopt(*fresh);
   cache_.count().misses.add(fresh->frames());
+  sample(index, fresh->frames());
   const step how = write_locked(*fresh, from, data.first(bytes));
   unlock_page(*fresh);
   return {how, bytes};
@@ -139,6 +142,7 @@ address_space::step address_space::write_locked(page& p, std::size_t from,
     }
   }
   begin_change(p);
+  notes_.changing(p, from, to);
   std::memcpy(p.data() + from, data.data(), data.size());
   p.clear(page_zero);
   if (page_buffers(p) != nullptr) {
@@ -150,6 +154,7 @@ address_space::step address_space::write_locked(page& p, std::size_t from,
   }
   end_change(p);
   mark_dirty(p, from, to);
+  notes_.dirtied(p, from, to);
   return step::done;
 }
 
@@ -190,7 +195,7 @@ task<> address_space::write(std::uint64_t offset, std::span<const std::byte> dat
 // limits are never reached, and nobody writes, must not stop who needs a page.
 task<> address_space::wait_for_memory() {
   if (cache_.try_make_room()) co_return result<>{};
-  const result<sweep> wrote = co_await write_back(0, size_bytes_, 0);
+  const result<sweep> wrote = co_await write_back(0, size_bytes(), 0);
   if (!wrote || wrote->error != 0 || wrote->pages == 0) co_await cache_.frames_available();
   co_return result<>{};
 }
@@ -234,7 +239,7 @@ task<> address_space::wait_for(step s, std::uint64_t offset, std::size_t bytes, 
       p.reset();
       // acquire: pairs with run_flusher, which tries the failed pages again by itself.
       if (!flusher_running_.load(std::memory_order_acquire)) {
-        co_await write_back(0, size_bytes_, 0);
+        co_await write_back(0, size_bytes(), 0);
       }
       if (over_error_limit()) co_return fail(write_error());
       break;
@@ -250,7 +255,7 @@ task<> address_space::wait_for(step s, std::uint64_t offset, std::size_t bytes, 
       // acquire: pairs with run_flusher. Without one the writer does the flusher's work; what fails
       // then is counted.
       if (!flusher_running_.load(std::memory_order_acquire)) {
-        co_await write_back(0, size_bytes_, 0);
+        co_await write_back(0, size_bytes(), 0);
       }
       flusher_wanted_.wake_all();
       co_await cache_.progress().wait_unless(

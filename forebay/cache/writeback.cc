@@ -117,6 +117,7 @@ void address_space::end_writeback(page& p, std::int32_t status) noexcept {
     }
     cache_.count().write_errors.add(failed);
     cache_.count().pages_written.add(ended - failed);
+    notes_.written(p);
   }
   clear_and_wake(p, page_writeback);
   cache_.progress().wake_all();
@@ -325,8 +326,8 @@ task<> address_space::flush_device() {
 }
 
 task<> address_space::flush_now() {
-  const result<sweep> wrote = co_await write_back(0, size_bytes_, 0);
-  const result<bool> waited = co_await wait_for_writeback(0, page_of(size_bytes_ - 1) + 1);
+  const result<sweep> wrote = co_await write_back(0, size_bytes(), 0);
+  const result<bool> waited = co_await wait_for_writeback(0, page_of(size_bytes() - 1) + 1);
   if (!wrote) co_return fail(wrote.error());
   if (wrote->error != 0) co_return fail(-wrote->error);
   if (!waited) co_return fail(waited.error());
@@ -414,7 +415,7 @@ task<> address_space::run_flusher() {
     const bool aged = now - last_pass_ns >= age_limit_ns;
     if (!aged && !cache_.over_background_limit()) continue;
     last_pass_ns = now;
-    const result<sweep> wrote = co_await write_back(0, size_bytes_, 0);
+    const result<sweep> wrote = co_await write_back(0, size_bytes(), 0);
     // Nothing of ours to write, or it failed: no reason to spin until something changes.
     if (wrote && wrote->error == 0 && wrote->pages != 0) continue;
     co_await flusher_wanted_.wait_unless(

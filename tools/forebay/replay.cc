@@ -11,6 +11,7 @@
 #include <nlohmann/json.hpp>
 
 #include "forebay/cache/eviction.h"
+#include "forebay/cache/miss_ratio_curve.h"
 #include "tools/forebay/command.h"
 #include "tools/forebay/line_plot.h"
 #include "tools/forebay/replay_trace.h"
@@ -27,6 +28,7 @@ struct replay_options {
   std::string format;
   std::uint32_t block_bytes = 4096;
   bool as_json = false;
+  bool sampled = false;
   std::string svg;
 };
 
@@ -178,6 +180,55 @@ void print_table(const json& t) {
   fmt::print("\n");
 }
 
+// The curve that a server estimates while it runs, beside the exact one.
+json sampled_json(const replay_trace& t, const replay_plan& plan) {
+  constexpr int steps = 100;
+  const std::vector<double> exact = exact_miss_ratios(t);
+  const auto curve = miss_ratio_curve::create({});
+  if (curve == nullptr) throw std::bad_alloc();
+  for (const std::uint32_t block : t.requests) curve->access(miss_ratio_curve::hash(block));
+  const std::uint64_t all = t.requests.size();
+  json sizes = json::array();
+  for (const cache_size& s : plan.sizes) {
+    const std::uint32_t blocks = s.of(t);
+    sizes.push_back({{"size", s.text},
+                     {"blocks", blocks},
+                     {"sampled", curve->miss_ratio(blocks, all)},
+                     {"exact", exact[blocks]}});
+  }
+  double sum = 0;
+  double most = 0;
+  for (int i = 1; i <= steps; ++i) {
+    const std::uint32_t blocks = cache_size{.text = {}, .share = i / double{steps}}.of(t);
+    const double error = std::abs(curve->miss_ratio(blocks, all) - exact[blocks]);
+    sum += error;
+    most = std::max(most, error);
+  }
+  return {{"trace", t.name},
+          {"requests", all},
+          {"footprint_blocks", t.blocks},
+          {"rate", curve->rate()},
+          {"sampled_blocks", curve->pages()},
+          {"mean_error", sum / steps},
+          {"max_error", most},
+          {"sizes", sizes}};
+}
+
+void print_sampled(const json& t) {
+  fmt::print("{}: {} requests for {} blocks; {} of them in the sample at its end, {:.2f} %\n\n",
+             t["trace"].get<std::string>(), t["requests"].get<std::uint64_t>(),
+             t["footprint_blocks"].get<std::uint64_t>(), t["sampled_blocks"].get<std::uint64_t>(),
+             t["rate"].get<double>() * 100);
+  fmt::print("{:<12}{:>16}{:>16}\n", "miss ratio", "sampled", "exact LRU");
+  for (const json& s : t["sizes"]) {
+    fmt::print("{:<12}{:>16.4f}{:>16.4f}\n",
+               fmt::format("{} ({})", s["size"].get<std::string>(), s["blocks"].get<unsigned>()),
+               s["sampled"].get<double>(), s["exact"].get<double>());
+  }
+  fmt::print("error over 1%, 2%, ... 100%: {:.4f} in the mean, {:.4f} at most\n\n",
+             t["mean_error"].get<double>(), t["max_error"].get<double>());
+}
+
 double median(std::vector<double> of) {
   std::ranges::sort(of);
   const std::size_t half = of.size() / 2;
@@ -277,12 +328,18 @@ int replay(const replay_options& o) {
       progress(fmt::format("{}: {} million requests read", path, n >> 20));
     });
     if (!trace) return complain(trace.error());
+    if (o.sampled) {
+      traces.push_back(sampled_json(*trace, plan));
+      continue;
+    }
     trace_results results(*trace, progress);
     traces.push_back(trace_json(*trace, plan, results));
     if (!o.svg.empty()) plots.push_back(curves(*trace, plan, results));
   }
   if (o.as_json) {
     fmt::print("{}\n", json{{"traces", traces}}.dump(2));
+  } else if (o.sampled) {
+    for (const json& t : traces) print_sampled(t);
   } else {
     for (const json& t : traces) print_table(t);
     const bool comparable = std::ranges::any_of(plan.policies, &replay_policy::compared);
@@ -304,9 +361,9 @@ void add_replay(CLI::App& app, action& chosen) {
                 "Recorded requests: libCacheSim oracleGeneral, MSR Cambridge CSV or text; also "
                 "compressed (.xz, .zst)")
       ->required();
-  c->add_option("--policy", o->policies, "Policies to compare (all)")
-      ->delimiter(',')
-      ->type_name("NAME[,NAME...]");
+  CLI::Option* const policy = c->add_option("--policy", o->policies, "Policies to compare (all)")
+                                  ->delimiter(',')
+                                  ->type_name("NAME[,NAME...]");
   c->add_option("--size", o->sizes,
                 "Sizes of the cache: 1% of the blocks in the trace, 64M, or a number of blocks "
                 "(0.1%,1%,10%)")
@@ -318,7 +375,13 @@ void add_replay(CLI::App& app, action& chosen) {
       ->transform(CLI::AsSizeValue(false))
       ->type_name("BYTES");
   c->add_flag("--json", o->as_json, "All figures, as JSON");
-  c->add_option("--svg", o->svg, "Draw the miss ratio against the size")->type_name("FILE");
+  CLI::Option* const svg =
+      c->add_option("--svg", o->svg, "Draw the miss ratio against the size")->type_name("FILE");
+  c->add_flag("--mrc", o->sampled,
+              "Instead of policies: the miss ratios that a server estimates from a sample while it "
+              "runs, beside the exact ones")
+      ->excludes(svg)
+      ->excludes(policy);
   c->footer("Policies: " + policy_names() +
             "\nAn example: forebay replay disk.csv --policy adaptive,lru --size 1%,512M");
   c->callback([o, &chosen] { chosen = [o] { return replay(*o); }; });

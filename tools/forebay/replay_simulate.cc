@@ -29,6 +29,7 @@ struct record_traits {
   static std::uint8_t& place(record& r) noexcept { return r.place; }
   static std::uint32_t weight(const record&) noexcept { return 1; }
   static std::uint64_t key(const record& r) noexcept { return r.number; }
+  static void coming(const record&) noexcept {}
 };
 
 template <EvictionPolicy Policy>
@@ -116,6 +117,38 @@ constexpr std::array<simulation, policies.size()> simulations = {
 };
 
 }  // namespace
+
+std::vector<double> exact_miss_ratios(const replay_trace& trace) {
+  // A Fenwick tree over the requests: which of them is the last one for its block so far.
+  const std::size_t n = trace.requests.size();
+  std::vector<std::uint32_t> tree(n + 1);
+  const auto add = [&](std::size_t at, std::uint32_t what) {
+    for (++at; at <= n; at += at & (~at + 1)) tree[at] += what;
+  };
+  const auto before = [&](std::size_t at) {
+    std::uint32_t sum = 0;
+    for (; at != 0; at &= at - 1) sum += tree[at];
+    return sum;
+  };
+  std::vector<std::uint64_t> at_distance(trace.blocks);
+  std::vector<std::size_t> last(trace.blocks, n);
+  for (std::size_t i = 0; i < n; ++i) {
+    std::size_t& then = last[trace.requests[i]];
+    if (then != n) {
+      ++at_distance[before(i) - before(then + 1)];
+      add(then, ~std::uint32_t{0});  // minus one
+    }
+    then = i;
+    add(i, 1);
+  }
+  std::vector<double> ratios{1};
+  std::uint64_t hits = 0;
+  for (const std::uint64_t more : at_distance) {
+    hits += more;
+    ratios.push_back(1 - static_cast<double>(hits) / static_cast<double>(n));
+  }
+  return ratios;
+}
 
 std::span<const replay_policy> replay_policies() noexcept { return policies; }
 

@@ -32,4 +32,9 @@ std::span<const replay_policy> replay_policies() noexcept;
 std::uint64_t replay_misses(const replay_trace& trace, std::string_view policy,
                             std::uint32_t capacity);
 
+// The miss-ratio curve of the trace, exactly: element n is the ratio of an LRU cache for n blocks,
+// from 0 to all blocks. From the reuse distances (Mattson et al., "Evaluation techniques for
+// storage hierarchies", 1970), in one pass.
+std::vector<double> exact_miss_ratios(const replay_trace& trace);
+
 }  // namespace forebay::tool
