@@ -14,7 +14,7 @@
 #include "sim/bounce_domain.h"
 #include "sim/guest_domain.h"
 #include "sim/iommu_domain.h"
-#include "sim/umem_domain.h"
+#include "sim/simulated_umem_domain.h"
 #include "sim/vfio_domain.h"
 
 namespace forebay {
@@ -329,7 +329,7 @@ TEST(Bounce, MappingsAreNoLongerThanAPoolsRun) {
 
 TEST(Umem, AddressesAreOffsetsInChunks) {
   aligned_memory area(64 << 10);
-  umem_domain d(area.bytes, 2048, true);
+  simulated_umem_domain d(area.bytes, 2048, true);
   const auto s = d.map(area.bytes.subspan(4096 + 256, 1500), from);
   ASSERT_TRUE(s);
   EXPECT_EQ(to_number(s->address), 4096u + 256);
@@ -351,7 +351,7 @@ TEST(Umem, AddressesAreOffsetsInChunks) {
   std::array<std::byte, 2> two{};
   EXPECT_FALSE(d.device_read(dma_address{(64 << 10) - 1}, two));
 
-  umem_domain unaligned(area.bytes, 2048, false);
+  simulated_umem_domain unaligned(area.bytes, 2048, false);
   EXPECT_TRUE(unaligned.map(area.bytes.subspan(2000, 100), from));
   EXPECT_FALSE(unaligned.map(area.bytes.subspan(2000, 2049), from));
 }

@@ -7,7 +7,7 @@
 namespace forebay {
 
 iommu_domain::iommu_domain(const options& opts)
-    : simulated_domain(opts.name, opts.limits),
+    : simulated_domain(opts.name, opts.limits, dma_guardable::none, opts.checks),
       opts_(opts),
       used_(opts.iova_bytes / page_bytes),
       pages_at_(opts.iova_bytes / page_bytes) {

@@ -37,6 +37,7 @@ class iommu_domain final : public simulated_domain {
     std::size_t max_mappings = SIZE_MAX;
     bool huge_pages = true;
     std::size_t lazy_unmaps = 0;  // so many, then the IOTLB is flushed; 0: strict
+    dma_check_options checks{};
   };
 
   explicit iommu_domain(const options& opts);

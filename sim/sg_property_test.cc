@@ -13,12 +13,13 @@
 #include <random>
 #include <vector>
 
+#include "forebay/base/test_bytes.h"
 #include "forebay/dma/identity_domain.h"
 #include "forebay/dma/sg_list.h"
 #include "sim/bounce_domain.h"
 #include "sim/guest_domain.h"
 #include "sim/iommu_domain.h"
-#include "sim/umem_domain.h"
+#include "sim/simulated_umem_domain.h"
 
 namespace forebay {
 namespace {
@@ -90,7 +91,7 @@ std::unique_ptr<simulated_domain> random_domain(numbers& r, world& w) {
   const std::size_t half = r.size(memory_bytes - 1);
   switch (r.below(5)) {
     case 0:
-      return std::make_unique<umem_domain>(w.memory, 1u << (6 + r.below(8)), r.chance(2));
+      return std::make_unique<simulated_umem_domain>(w.memory, 1u << (6 + r.below(8)), r.chance(2));
     case 1: {
       // At times side by side for the guest as well, but two regions all the same.
       const std::uint64_t first = r.below(1 << 20);
@@ -260,7 +261,7 @@ void transfer(numbers& r, verdict& v, sg_mapping& m, simulated_domain& d, const 
   if (!view) return;
   std::vector<std::byte> part(length);
   CHECK_THAT(view->pieces().copy_to(part) == length);
-  CHECK_THAT(std::equal(part.begin(), part.end(), expected.begin() + static_cast<long>(offset)));
+  CHECK_THAT(same_bytes(part, expected.data() + offset));
   if (!device_reads(m.direction())) return;
   part = random_bytes(r, length);
   CHECK_THAT(view->pieces().copy_from(part) == length);

@@ -41,6 +41,11 @@ result<> simulated_domain::device_write(dma_address address,
                   });
 }
 
+result<> simulated_domain::device_check(dma_address address, std::size_t bytes,
+                                        dma_direction access) noexcept {
+  return transfer(address, bytes, access, [](std::span<std::byte>, std::size_t) noexcept {});
+}
+
 std::uint64_t simulated_domain::faults() const noexcept {
   const scoped_lock held(lock_);
   return faults_;

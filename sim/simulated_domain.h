@@ -38,6 +38,10 @@ class simulated_domain : public dma_domain {
   [[nodiscard]] result<> device_read(dma_address address, std::span<std::byte> out) noexcept;
   [[nodiscard]] result<> device_write(dma_address address,
                                       std::span<const std::byte> data) noexcept;
+  // Whether all of it can be read (to_device) or written from `address` on: what a device asks that
+  // writes all or nothing. The same error and fault.
+  [[nodiscard]] result<> device_check(dma_address address, std::size_t bytes,
+                                      dma_direction access) noexcept;
 
   // Since the start, and the first max_recorded of them.
   std::uint64_t faults() const noexcept;

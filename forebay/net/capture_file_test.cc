@@ -141,6 +141,26 @@ TEST_F(CaptureFile, EveryCutIsTheFrontOfTheFile) {
   }
 }
 
+TEST_F(CaptureFile, ZerosAllocatedAheadAreNoDamage) {
+  const bytes block = packet_block(2, payload(41, 1), 41);
+  for (std::size_t cut = 0; cut <= block.size(); ++cut) {
+    bytes file = head();
+    add(file, packet_block(1, payload(40, 1), 40));
+    file.insert(file.end(), block.begin(), block.begin() + static_cast<std::ptrdiff_t>(cut));
+    // The last bytes of its length are zeros.
+    const std::size_t whole = cut + 3 >= block.size() ? 2 : 1;
+    add(file, bytes(100'000));
+    EXPECT_EQ(read(file).size(), whole) << cut;
+    EXPECT_TRUE(seen_.cut_short && !seen_.damaged) << cut;
+    EXPECT_EQ(seen_.unreadable, cut + 100'000 - (whole == 2 ? block.size() : 0)) << cut;
+    if (cut % 10 != 0) continue;
+    // What comes behind the zeros is lost, so that they are damage.
+    add(file, packet_block(3, payload(40, 1), 40));
+    EXPECT_EQ(read(file).size(), whole) << cut;
+    EXPECT_TRUE(seen_.damaged) << cut;
+  }
+}
+
 TEST_F(CaptureFile, AHostilePacketIsSkippedAndTheNextOneRead) {
   struct row {
     const char* what;

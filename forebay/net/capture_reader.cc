@@ -157,6 +157,25 @@ result<capture_reader::step> capture_reader::give_up(bool cut_short) {
   }
 }
 
+// The same where the framing is broken, but if all from `from` on, in the window, is zeros.
+result<capture_reader::step> capture_reader::give_up_unless_zeros(std::size_t from) {
+  ended_ = true;
+  used_next_ = 0;
+  seen_.unreadable += from;
+  use(from);
+  bool zeros = true;
+  for (;;) {
+    seen_.unreadable += end_ - start_;
+    zeros = zeros && std::ranges::all_of(window(), [](std::byte b) { return b == std::byte{0}; });
+    start_ = end_;
+    const auto more = have(1);
+    if (!more) return fail(more.error());
+    if (*more) continue;
+    (zeros ? seen_.cut_short : seen_.damaged) = true;
+    return step::end;
+  }
+}
+
 result<capture_reader::step> capture_reader::next_classic(record& out) {
   const auto enough = have(classic_record_bytes);
   if (!enough) return fail(enough.error());
@@ -201,13 +220,15 @@ result<capture_reader::step> capture_reader::next_block(record& out) {
     if (swapped_ && swap_bytes(magic) != pcapng::byte_order_magic) return give_up(false);
   }
   const auto length = number<std::uint32_t>(window(), 4);
-  if (length < pcapng::block_overhead || length % 4 != 0) return give_up(false);
+  if (length < pcapng::block_overhead || length % 4 != 0) {
+    return give_up_unless_zeros(length == 0 ? sizeof type : 0);
+  }
   if (length > block_bytes_max) return skip_block(length);
   const auto complete = have(length);
   if (!complete) return fail(complete.error());
   if (!*complete) return give_up(true);
   const auto block = window().first(length);
-  if (number<std::uint32_t>(block, length - 4) != length) return give_up(false);
+  if (number<std::uint32_t>(block, length - 4) != length) return give_up_unless_zeros(length - 4);
   used_next_ = length;
   const auto body = block.subspan(8, length - pcapng::block_overhead);
   switch (type) {

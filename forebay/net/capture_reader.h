@@ -3,7 +3,9 @@
 //
 // Nothing that a file says of itself is believed before it has been checked: a packet whose record
 // contradicts itself is skipped and counted. Where the framing itself is broken, nobody knows where
-// the next record begins: the rest is counted as unreadable, and the file ends there.
+// the next record begins: the rest is counted as unreadable, and the file ends there. A file that
+// ends in nothing but zeros behind its last records, whole or not, counts as cut short there: its
+// writer had room allocated ahead when it was killed.
 //
 // Thread-safety: none of its own.
 #pragma once
@@ -36,7 +38,7 @@ class capture_reader {
     std::uint64_t skipped = 0;          // packets whose record contradicts itself
     std::uint64_t other_blocks = 0;     // of other kinds, read over
     std::uint64_t unreadable = 0;       // bytes behind the last record that could be read
-    bool cut_short = false;             // the file ends inside a record
+    bool cut_short = false;             // the file ends inside a record, or in zeros
     bool damaged = false;               // the framing is broken
     std::uint64_t interface_drops = 0;  // what the last statistics of the file's interfaces told
     std::uint64_t system_drops = 0;
@@ -76,6 +78,7 @@ class capture_reader {
   step read_packet(std::span<const std::byte> body, record& out);
   step read_simple_packet(std::span<const std::byte> body, record& out);
   result<step> give_up(bool cut_short);
+  result<step> give_up_unless_zeros(std::size_t from);
   void use(std::size_t bytes) noexcept { start_ += bytes; }
   std::span<const std::byte> window() const noexcept {
     return std::span(buffer_).subspan(start_, end_ - start_);

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 
-#include "forebay/base/stats.h"
 #include "forebay/os/clock.h"
 
 namespace forebay {
@@ -41,12 +40,12 @@ packet_port::packet_port(const net_interface& at, pcapng::link_type link, packet
       link_(link),
       socket_(std::move(socket)),
       descriptors_(descriptors),
-      blocks_(std::make_unique<ring_block[]>(socket_.blocks())) {
+      blocks_(std::make_unique<ring_block[]>(socket_.blocks())),
+      traffic_(at.index) {
   for (std::uint32_t i = 0; i < socket_.blocks(); ++i) {
     blocks_[i].socket = &socket_;
     blocks_[i].number = i;
   }
-  if (const auto c = read_counters(at.index)) interface_drops_before_ = c->rx_dropped;
 }
 
 // Takes the next filled block: a reference for each of its packets, and one of our own.
@@ -109,14 +108,12 @@ result<std::size_t> packet_port::transmit(std::span<packet> packets) noexcept {
     if (!taken && sent == 0) return fail(taken.error());
     const std::size_t gone = taken.value_or(0);
     for (std::size_t i = 0; i < gone; ++i) {
-      // relaxed, both: statistics.
-      transmitted_.fetch_add(1, std::memory_order_relaxed);
-      transmitted_bytes_.fetch_add(packets[sent + i]->length(), std::memory_order_relaxed);
+      traffic_.sent(1, packets[sent + i]->length());
       packets[sent + i].reset();
     }
     sent += gone;
     if (gone < n) {
-      refused_.fetch_add(1, std::memory_order_relaxed);  // relaxed: a statistic
+      traffic_.refused();
       break;
     }
   }
@@ -153,12 +150,7 @@ port_statistics packet_port::statistics() noexcept {
   const packet_socket::counters c = socket_.statistics();
   s.received = c.received;
   s.dropped_full = c.dropped;
-  if (const auto now = read_counters(interface_.index)) {
-    s.dropped_interface = now->rx_dropped - std::min(now->rx_dropped, interface_drops_before_);
-  }
-  s.transmitted = value_of(transmitted_);
-  s.transmitted_bytes = value_of(transmitted_bytes_);
-  s.refused = value_of(refused_);
+  traffic_.tell(s);
   return s;
 }
 

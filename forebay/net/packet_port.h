@@ -16,6 +16,7 @@
 #include <memory>
 #include <vector>
 
+#include "forebay/net/interface_traffic.h"
 #include "forebay/net/packet_filter.h"
 #include "forebay/net/packet_pool.h"
 #include "forebay/net/port.h"
@@ -67,12 +68,9 @@ class packet_port final : public port {
   ring_block* current_ = nullptr;  // the block that is being given out; one reference is ours
   packet_socket::walk frames_;     // in it
   port_statistics counted_;
-  std::uint64_t walked_ = 0;  // frames that receive() has met
-  std::uint64_t interface_drops_before_ = 0;
+  std::uint64_t walked_ = 0;         // frames that receive() has met
   std::uint64_t stopped_at_ns_ = 0;  // 0: not
-  std::atomic<std::uint64_t> transmitted_{0};
-  std::atomic<std::uint64_t> transmitted_bytes_{0};
-  std::atomic<std::uint64_t> refused_{0};
+  interface_traffic traffic_;
 };
 
 }  // namespace forebay

@@ -12,18 +12,21 @@ constexpr unsigned page_order = 4;
 
 }  // namespace
 
-result<std::unique_ptr<record_file>> record_file::create(const std::string& path,
-                                                         page_cache& cache) {
+result<std::unique_ptr<record_file>> record_file::create(const std::string& path, page_cache& cache,
+                                                         const device_over& over) {
   auto dev = file_device::open(path, {.create = true, .grow_to_bytes = bytes_max});
   if (!dev) return fail(dev.error());
   if ((*dev)->geometry().is_block_device) return fail(errc::not_a_device);
   if (auto r = (*dev)->set_size(0); !r) return fail(r.error());
-  return std::unique_ptr<record_file>(new record_file(path, std::move(*dev), cache));
+  std::unique_ptr<device> above = over ? over(**dev) : nullptr;
+  return std::unique_ptr<record_file>(
+      new record_file(path, std::move(*dev), std::move(above), cache));
 }
 
-record_file::record_file(std::string path, std::unique_ptr<file_device> dev, page_cache& cache)
-    : path_(std::move(path)), device_(std::move(dev)) {
-  space_.emplace(cache, *device_,
+record_file::record_file(std::string path, std::unique_ptr<file_device> dev,
+                         std::unique_ptr<device> over, page_cache& cache)
+    : path_(std::move(path)), device_(std::move(dev)), over_(std::move(over)) {
+  space_.emplace(cache, over_ != nullptr ? *over_ : *device_,
                  address_space::options{.block_bytes = device_->limits().logical_block_bytes,
                                         .max_page_order = page_order});
   carried_.reserve(unit_bytes);

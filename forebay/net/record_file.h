@@ -1,7 +1,9 @@
 // One file of a recording, written from the front to the end through a page cache.
 //
-//    append() ──> whole pages ──> address space ──> write-back ──> file_device (O_DIRECT)
-//                 └ the rest is carried to the next append()
+//    append() ──> whole pages ──> address space ──> write-back ──> [device] ──> file_device
+//                 └ the rest is carried to the next append()                    (O_DIRECT)
+//
+// The device in brackets is for tests: a medium that is slow, hangs or fails (fault_device).
 //
 // Nothing is written twice and nothing is read: pages are written when they are full. Room for what
 // comes is allocated ahead of it, so that a full disk shows before the data is taken, and the file
@@ -13,6 +15,7 @@
 // Thread-safety: all of it belongs to the thread of the loop on which start() was called.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -28,9 +31,13 @@ class record_file {
  public:
   static constexpr std::uint64_t bytes_max = std::uint64_t{8} << 40;
 
+  // Makes the device that write-back sees, over the one that it is given and that outlives it.
+  using device_over = std::function<std::unique_ptr<device>(device&)>;
+
   // Makes the file, or empties it. Errors: as file_device::open; errc::not_a_device for what is
   // not a regular file.
-  static result<std::unique_ptr<record_file>> create(const std::string& path, page_cache& cache);
+  static result<std::unique_ptr<record_file>> create(const std::string& path, page_cache& cache,
+                                                     const device_over& over = {});
   // finish() must have ended, or start() not been called.
   ~record_file();
   record_file(const record_file&) = delete;
@@ -64,7 +71,8 @@ class record_file {
     std::uint64_t packets;
   };
 
-  record_file(std::string path, std::unique_ptr<file_device> dev, page_cache& cache);
+  record_file(std::string path, std::unique_ptr<file_device> dev, std::unique_ptr<device> over,
+              page_cache& cache);
 
   task<> allocate(std::uint64_t until);
   task<> put(std::span<const std::byte> data);
@@ -73,6 +81,7 @@ class record_file {
 
   const std::string path_;
   const std::unique_ptr<file_device> device_;
+  const std::unique_ptr<device> over_;  // null: write-back sees device_
   std::optional<address_space> space_;  // gone after finish()
   task_group flusher_;
   std::vector<std::byte> carried_;  // less than unit_bytes, not written yet

@@ -321,7 +321,7 @@ task<> recorder::finish_file(std::unique_ptr<record_file> file) {
 
 result<> recorder::open_file() {
   const std::uint64_t number = value_of(files_) + 1;
-  auto file = record_file::create(path_of(number), *cache_);
+  auto file = record_file::create(path_of(number), *cache_, options_.device_over);
   if (!file) return fail(file.error());
   file_ = std::move(*file);
   add_relaxed(files_, 1);

@@ -46,6 +46,7 @@ struct recorder_options {
   unsigned files_max = 0;         // the oldest is removed
   record_buffer::options buffer;  // its packet_bytes_max is set here
   std::size_t cache_bytes = std::size_t{16} << 20;
+  record_file::device_over device_over = {};  // for tests: called for each file
   // Called on the receive or write thread with a line about what has happened.
   std::function<void(const std::string&)> notify = [](const std::string&) {};
 };

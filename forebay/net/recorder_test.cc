@@ -1,4 +1,4 @@
-// The recorder's buffer, file and the whole of it, over a port that makes packets.
+// The recorder, with its file, over ports that make packets.
 
 #include "forebay/net/recorder.h"
 
@@ -7,35 +7,28 @@
 #include <sys/mount.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
+#include <deque>
 #include <filesystem>
+#include <ranges>
 #include <string>
 #include <vector>
 
+#include "forebay/block/fault_device.h"
 #include "forebay/memory/arena.h"
 #include "forebay/net/capture_reader.h"
 #include "forebay/os/poll.h"
+#include "forebay/os/test_directory.h"
 
 namespace forebay {
 namespace {
 
 namespace fs = std::filesystem;
 
-struct scratch {
-  explicit scratch(const fs::path& parent = "/var/tmp") {
-    std::string name = (parent / "forebay-recorder-XXXXXX").string();
-    FOREBAY_ASSERT(::mkdtemp(name.data()) != nullptr);
-    path = name;
-  }
-  ~scratch() {
-    std::error_code ignored;
-    fs::remove_all(path, ignored);
-  }
-  scratch(const scratch&) = delete;
-  scratch& operator=(const scratch&) = delete;
-  std::string file(const char* name) const { return (path / name).string(); }
-
-  fs::path path;
+// On a disk, where there is one: /tmp may be memory.
+struct scratch : test_directory {
+  scratch() : test_directory("/var/tmp") {}
 };
 
 // What packet number i has: a length that differs from the next, and bytes that tell it.
@@ -44,149 +37,29 @@ std::byte byte_of(std::uint64_t i, std::size_t at) {
   return static_cast<std::byte>(i * 131 + at * 7);
 }
 
-void append(record_buffer& b, std::uint64_t i, std::size_t length, std::uint64_t now_ns = 1) {
-  b.append(i, length, static_cast<std::uint32_t>(length), 0, now_ns, [&](std::byte* to) {
-    for (std::size_t at = 0; at < length; ++at) to[at] = byte_of(i, at);
-  });
-}
-
-std::unique_ptr<record_buffer> small_buffer(exhaustion_policy policy, std::size_t limit = 0,
-                                            std::uint64_t age_limit_ns = UINT64_MAX) {
-  auto b = record_buffer::create({.bytes = 64 << 10,
-                                  .limit_bytes = limit,
-                                  .packet_bytes_max = 4096,
-                                  .when_full = policy,
-                                  .age_limit_ns = age_limit_ns});
-  EXPECT_TRUE(b);
-  return std::move(*b);
-}
-
-// The numbers (stamps) of the packets in what is there.
-std::vector<std::uint32_t> take_all(record_buffer& b) {
-  std::vector<std::uint32_t> numbers;
-  while (record_chunk* const c = b.try_take()) {
-    std::uint64_t packets = 0;
-    for (std::size_t at = 0; at < c->used; ++packets) {
-      std::uint32_t head[5];
-      std::memcpy(head, c->data + at, sizeof head);
-      EXPECT_EQ(head[0], 6u);
-      numbers.push_back(head[4]);
-      at += head[1];
-      EXPECT_LE(at, c->used);
-    }
-    EXPECT_EQ(packets, c->packets);
-    b.give_back(*c);
-  }
-  return numbers;
-}
-
-TEST(RecordBuffer, WhatFitsComesOutInOrder) {
-  const auto b = small_buffer(exhaustion_policy::tail_drop);
-  std::vector<std::uint32_t> all;
-  for (std::uint32_t i = 0; i < 3000; ++i) {
-    append(*b, i, i % 500);
-    if (i % 40 == 0) {
-      for (const std::uint32_t n : take_all(*b)) all.push_back(n);
-    }
-  }
-  b->close();
-  for (const std::uint32_t n : take_all(*b)) all.push_back(n);
-  EXPECT_TRUE(b->drained());
-  ASSERT_EQ(all.size(), 3000u);
-  for (std::uint32_t i = 0; i < 3000; ++i) ASSERT_EQ(all[i], i);
-  EXPECT_EQ(b->statistics().policy, exhaustion_statistics{});
-}
-
-TEST(RecordBuffer, EachPolicyDoesWhatItSaysAndCountsIt) {
-  constexpr std::uint32_t sent = 200;  // of 1 KiB, into 64 KiB
-  for (const auto policy : {exhaustion_policy::tail_drop, exhaustion_policy::head_drop,
-                            exhaustion_policy::expand, exhaustion_policy::back_pressure}) {
-    const auto b = small_buffer(policy, 128 << 10);
-    bool pressed = false;
-    std::uint32_t offered = 0;
-    for (; offered < sent && !pressed; ++offered) {
-      append(*b, offered, 1024);
-      pressed = b->under_pressure(1);
-    }
-    const std::vector<std::uint32_t> got = take_all(*b);
-    const record_buffer_statistics s = b->statistics();
-    SCOPED_TRACE(name_of(policy));
-    EXPECT_EQ(s.appended + s.policy.tail_drops, offered);
-    ASSERT_FALSE(got.empty());
-    switch (policy) {
-      case exhaustion_policy::tail_drop:
-        EXPECT_EQ(got.front(), 0u);
-        EXPECT_NEAR(static_cast<double>(got.size()), 56, 8);
-        EXPECT_GT(s.policy.tail_drops, 130u);
-        break;
-      case exhaustion_policy::head_drop:
-        EXPECT_EQ(got.front(), s.policy.head_drops);
-        EXPECT_GT(s.policy.head_drops, 120u);
-        EXPECT_EQ(s.policy.tail_drops, 0u);
-        break;
-      case exhaustion_policy::expand:
-        EXPECT_EQ(got.front(), 0u);
-        EXPECT_NEAR(static_cast<double>(got.size()), 112, 16);
-        EXPECT_EQ(s.policy.expansions, 1u);
-        break;
-      default:
-        EXPECT_TRUE(pressed);
-        EXPECT_EQ(got.size(), s.policy.refusals + 42);  // six of eight chunks of seven
-        EXPECT_EQ(s.policy.raised, 1u);
-        EXPECT_FALSE(b->under_pressure(1));
-        EXPECT_EQ(b->statistics().policy.lowered, 1u);
-    }
-    // In order, with nothing missing but what was dropped.
-    for (std::size_t i = 1; i < got.size(); ++i) ASSERT_EQ(got[i], got[i - 1] + 1);
-    b->close();
-    take_all(*b);
-  }
-}
-
-TEST(RecordBuffer, BlockWaitsForRoom) {
-  const auto b = small_buffer(exhaustion_policy::block);
-  std::jthread producer([&] {
-    for (std::uint32_t i = 0; i < 500; ++i) append(*b, i, 1024);
-    b->close();
-  });
-  std::vector<std::uint32_t> all;
-  while (!b->drained()) {
-    std::this_thread::sleep_for(std::chrono::microseconds(200));
-    for (const std::uint32_t n : take_all(*b)) all.push_back(n);
-  }
-  EXPECT_EQ(all.size(), 500u);
-  EXPECT_EQ(b->statistics().policy.tail_drops, 0u);
-}
-
-TEST(RecordBuffer, AnAgeMakesItFullAsWell) {
-  constexpr std::uint64_t second = 1'000'000'000;
-  const auto tail = small_buffer(exhaustion_policy::tail_drop, 0, second);
-  const auto head = small_buffer(exhaustion_policy::head_drop, 0, second);
-  for (const auto* b : {&tail, &head}) {
-    for (std::uint32_t i = 0; i < 8; ++i) append(**b, i, 1024, 1);  // one chunk is published
-    for (std::uint32_t i = 8; i < 30; ++i) append(**b, i, 1024, 2 * second);  // too late for it
-  }
-  EXPECT_EQ(take_all(*tail).back(), 6u);
-  EXPECT_EQ(tail->statistics().policy.tail_drops, 16u);
-  EXPECT_EQ(take_all(*head).front(), 7u);
-  EXPECT_EQ(head->statistics().policy.head_drops, 7u);
-}
-
 // Gives out numbered packets, in bursts, as fast as they are taken.
 class making_port final : public port {
  public:
   making_port(packet_pool& pool, std::uint64_t count) : pool_(pool), count_(count) {}
+
+  // Packet number i, or none without a buffer.
+  static packet make(packet_pool& pool, std::uint64_t i) {
+    packet p = pool.try_allocate();
+    if (!p) return p;
+    const std::size_t length = length_of(i);
+    std::byte* const to = p->put_unchecked(length);
+    for (std::size_t at = 0; at < length; ++at) to[at] = byte_of(i, at);
+    p->set_timestamp_ns(first_stamp + i * 1000);
+    return p;
+  }
+
   const std::string& name() const noexcept override { return name_; }
   pcapng::link_type link() const noexcept override { return pcapng::link_type::ethernet; }
   std::size_t receive(std::span<packet> out) noexcept override {
     std::size_t n = 0;
     for (; n < out.size() && made_ < count_; ++n) {
-      out[n] = pool_.try_allocate();
+      out[n] = make(pool_, made_);
       if (!out[n]) break;
-      const std::size_t length = length_of(made_);
-      std::byte* const to = out[n]->put_unchecked(length);
-      for (std::size_t at = 0; at < length; ++at) to[at] = byte_of(made_, at);
-      out[n]->set_timestamp_ns(first_stamp + made_ * 1000);
       ++made_;
     }
     return n;
@@ -207,6 +80,71 @@ class making_port final : public port {
   packet_pool& pool_;
   std::uint64_t count_;
   std::uint64_t made_ = 0;
+};
+
+// Packets come whether they are taken or not: what a full ring has no room for is lost.
+class wire_port final : public port {
+ public:
+  static constexpr std::size_t ring_packets = 1024;
+
+  explicit wire_port(packet_pool& pool) : pool_(pool) {}
+
+  // The next packets come, on the calling thread. A full ring is waited for until it is clear that
+  // nobody takes anything.
+  void send(std::uint64_t count) {
+    for (std::uint64_t i = 0; i < count; ++i) {
+      for (int tries = 0; !stuck_ && waiting() == ring_packets; ++tries) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+        stuck_ = tries == 50;
+      }
+      const scoped_lock hold(lock_);
+      if (ring_.size() == ring_packets) {
+        ++counted_.dropped_full;
+      } else {
+        ring_.push_back(counted_.received);
+        stuck_ = false;
+      }
+      ++counted_.received;
+    }
+  }
+  std::size_t waiting() const {
+    const scoped_lock hold(lock_);
+    return ring_.size();
+  }
+
+  const std::string& name() const noexcept override { return name_; }
+  pcapng::link_type link() const noexcept override { return pcapng::link_type::ethernet; }
+  std::size_t receive(std::span<packet> out) noexcept override {
+    const scoped_lock hold(lock_);
+    std::size_t n = 0;
+    for (; n < out.size() && !ring_.empty(); ++n) {
+      out[n] = making_port::make(pool_, ring_.front());
+      if (!out[n]) break;
+      ring_.pop_front();
+      ++counted_.delivered;
+    }
+    return n;
+  }
+  result<std::size_t> transmit(std::span<packet>) noexcept override { return fail(ENOTSUP); }
+  result<> wait(int timeout_ms, int also) noexcept override {
+    static_cast<void>(wait_readable({&also, 1}, std::min(timeout_ms, 1)));
+    return {};
+  }
+  link_state state() noexcept override { return link_state::up; }
+  void stop() noexcept override {}
+  bool drained() noexcept override { return waiting() == 0; }
+  port_statistics statistics() noexcept override {
+    const scoped_lock hold(lock_);
+    return counted_;
+  }
+
+ private:
+  const std::string name_ = "wire0";
+  packet_pool& pool_;
+  bool stuck_ = false;  // of the thread that sends
+  mutable mutex lock_;
+  std::deque<std::uint64_t> ring_ FOREBAY_GUARDED_BY(lock_);
+  port_statistics counted_ FOREBAY_GUARDED_BY(lock_);
 };
 
 class Recorder : public testing::Test {
@@ -270,9 +208,174 @@ class Recorder : public testing::Test {
     return n - first;
   }
 
+  // The numbers of the packets in a file that has nothing that cannot be read.
+  static std::vector<std::uint64_t> numbers_in(const std::string& path) {
+    std::vector<std::uint64_t> numbers;
+    auto in = capture_reader::open(path);
+    EXPECT_TRUE(in) << path;
+    if (!in) return numbers;
+    capture_reader::record r;
+    for (auto more = in->next(r); more && *more; more = in->next(r)) {
+      const std::uint64_t n = (r.stamp_ns - making_port::first_stamp) / 1000;
+      EXPECT_EQ(r.data.size(), length_of(n));
+      EXPECT_EQ(r.data.back(), byte_of(n, r.data.size() - 1));
+      EXPECT_TRUE(numbers.empty() || numbers.back() < n) << "out of order at " << n;
+      numbers.push_back(n);
+    }
+    EXPECT_FALSE(in->seen().damaged || in->seen().cut_short) << path;
+    return numbers;
+  }
+
+  // Records what `send` does to the port, with the disk in its hand. The account adds up, and is
+  // what the file has.
+  struct outcome {
+    recorder_statistics account;
+    std::vector<std::uint64_t> numbers;
+  };
+  outcome record_wire(recorder_options o,
+                      const std::function<void(wire_port&, fault_device&, recorder&)>& send) {
+    wire_port wire(*pool_);
+    fault_device* disk = nullptr;
+    o.device_over = [&disk](device& file) {
+      auto made = std::make_unique<fault_device>(file);
+      disk = made.get();
+      return made;
+    };
+    auto r = recorder::create(wire, o);
+    EXPECT_TRUE(r) << r.error().message();
+    if (!r) return {};
+    EXPECT_TRUE((*r)->start());
+    send(wire, *disk, **r);
+    EXPECT_TRUE((*r)->finish());
+    outcome seen{(*r)->statistics(), numbers_in(o.path)};
+    const recorder_statistics& s = seen.account;
+    EXPECT_EQ(s.port.received, s.port.delivered + s.port.dropped_full);
+    EXPECT_EQ(s.port.delivered, s.written + s.lost_to_errors + s.unwanted +
+                                    s.buffer.policy.tail_drops + s.buffer.policy.head_drops +
+                                    s.buffer.policy.refusals);
+    EXPECT_EQ(s.written, seen.numbers.size());
+    return seen;
+  }
+
   std::unique_ptr<arena> arena_;
   std::unique_ptr<packet_pool> pool_;
 };
+
+void await(const std::function<bool()>& done) {
+  // Asked no more once it was so: what is awaited may be over a moment later.
+  for (int tries = 0; tries < 20'000; ++tries) {
+    if (done()) return;
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  ADD_FAILURE() << "not in 20 s";
+}
+void await_taken(const wire_port& wire) {
+  await([&wire] { return wire.waiting() == 0; });
+}
+
+// The disk hangs while more comes than the buffer and the cache hold, then it goes on.
+TEST_F(Recorder, EachPolicyDoesWhatItSaysWhileTheDiskHangs) {
+  constexpr std::uint64_t burst = 9'000;  // 7.4 MB
+  constexpr std::uint64_t after = 300;
+  const scratch dir;
+  std::uint64_t kept_by_tail_drop = 0;
+  for (const auto policy :
+       {exhaustion_policy::tail_drop, exhaustion_policy::head_drop, exhaustion_policy::expand,
+        exhaustion_policy::block, exhaustion_policy::back_pressure}) {
+    SCOPED_TRACE(name_of(policy));
+    recorder_options o = options(dir.file("hangs.pcapng"));
+    o.buffer.bytes = 512 << 10;
+    o.buffer.limit_bytes = 2 << 20;
+    o.buffer.when_full = policy;
+    o.cache_bytes = page_cache::min_bytes;
+    const bool waits =
+        policy == exhaustion_policy::block || policy == exhaustion_policy::back_pressure;
+    const outcome seen = record_wire(o, [&](wire_port& wire, fault_device& disk, recorder& r) {
+      const auto none_waits = [&r] { return r.statistics().buffer.waiting_chunks == 0; };
+      disk.hang();
+      wire.send(500);
+      await_taken(wire);
+      await(none_waits);  // the cache has them
+      wire.send(burst - 500);
+      if (!waits) await_taken(wire);
+      disk.heal();
+      await_taken(wire);
+      await(none_waits);
+      wire.send(after);
+      await_taken(wire);
+    });
+    const recorder_statistics& s = seen.account;
+    const exhaustion_statistics& did = s.buffer.policy;
+    const auto& numbers = seen.numbers;
+    ASSERT_GT(numbers.size(), burst / 10 + after);
+    EXPECT_EQ(numbers.front(), 0u);
+    // How many there are of the burst, and how many of them follow each other from the first on.
+    const auto front = static_cast<std::uint64_t>(
+        std::ranges::mismatch(numbers, std::views::iota(std::uint64_t{0})).in1 - numbers.begin());
+    const std::uint64_t lost = s.port.received - s.written;
+    EXPECT_GT(lost, burst / 10);
+    EXPECT_LT(front, burst);
+    switch (policy) {
+      case exhaustion_policy::tail_drop:
+        EXPECT_EQ(did.tail_drops + s.port.dropped_full, lost);
+        EXPECT_GT(did.tail_drops, burst / 10);
+        kept_by_tail_drop = front;
+        break;
+      case exhaustion_policy::head_drop:
+        EXPECT_EQ(did.head_drops + s.port.dropped_full, lost);
+        EXPECT_GT(did.head_drops, burst / 10);
+        // What is missing is older than what the queue holds.
+        EXPECT_TRUE(std::ranges::binary_search(numbers, burst - 1));
+        EXPECT_TRUE(std::ranges::binary_search(numbers, burst - 300));
+        break;
+      case exhaustion_policy::expand:
+        EXPECT_EQ(did.expansions, 2u);
+        EXPECT_GT(front, kept_by_tail_drop + (1 << 20) / 1000);
+        EXPECT_EQ(did.tail_drops + s.port.dropped_full, lost);
+        break;
+      case exhaustion_policy::block:
+        EXPECT_GT(did.waits, 0u);
+        EXPECT_EQ(s.port.dropped_full, lost);
+        break;
+      case exhaustion_policy::back_pressure:
+        EXPECT_GT(did.raised, 0u);
+        EXPECT_EQ(did.raised, did.lowered);
+        EXPECT_EQ(s.port.dropped_full + did.refusals, lost);
+        EXPECT_LT(did.refusals, 100u);
+        break;
+    }
+    // Afterwards everything is as before.
+    for (std::uint64_t i = burst; i < burst + after; ++i) {
+      EXPECT_TRUE(std::ranges::binary_search(numbers, i)) << i;
+    }
+  }
+}
+
+// A disk that is slower than the bursts, and faster than all of them together.
+TEST_F(Recorder, BurstsGoToASlowDiskWithoutLoss) {
+  const bool stress = std::getenv("FOREBAY_STRESS") != nullptr;
+  const std::uint64_t burst = stress ? 50'000 : 4'000;  // 39 or 3.2 MB
+  const auto every = std::chrono::milliseconds(stress ? 1000 : 80);
+  const unsigned bursts = stress ? 5 : 2;
+  const scratch dir;
+  recorder_options o = options(dir.file("slow.pcapng"));
+  o.buffer.bytes = stress ? 48 << 20 : 6 << 20;
+  o.buffer.when_full = exhaustion_policy::tail_drop;
+  const auto start = std::chrono::steady_clock::now();
+  const outcome seen = record_wire(o, [&](wire_port& wire, fault_device& disk, recorder&) {
+    disk.set_pace({.bytes_per_second = 64u << 20});
+    for (unsigned i = 0; i < bursts; ++i) {
+      std::this_thread::sleep_until(start + i * every);
+      wire.send(burst);
+    }
+    await_taken(wire);
+  });
+  const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
+  EXPECT_EQ(seen.account.written, bursts * burst);
+  EXPECT_EQ(seen.numbers.size(), bursts * burst);
+  EXPECT_EQ(seen.account.buffer.policy, exhaustion_statistics{});
+  EXPECT_GE(took.count(), static_cast<double>(seen.account.written_bytes) / (64 << 20) * 0.95);
+}
 
 TEST_F(Recorder, EverythingIsInTheFileInOrder) {
   const scratch dir;
@@ -304,7 +407,7 @@ TEST_F(Recorder, FilesFollowEachOtherBySizeAndTheOldestGo) {
   EXPECT_FALSE(error) << error.message();
   EXPECT_EQ(s.written, 8'000u);
   ASSERT_GT(s.files, 5u);
-  EXPECT_EQ(std::distance(fs::directory_iterator(dir.path), fs::directory_iterator()), 3);
+  EXPECT_EQ(std::distance(fs::directory_iterator(dir.path()), fs::directory_iterator()), 3);
   std::uint64_t n = s.removed;
   for (std::uint64_t i = s.files - 2; i <= s.files; ++i) {
     const std::string path = dir.file(fmt::format("ring-{:05}.pcapng", i).c_str());
@@ -329,7 +432,7 @@ TEST_F(Recorder, FilesFollowEachOtherByTime) {
 
 TEST_F(Recorder, AFullDiskEndsTheFileBehindAWholePacket) {
   const scratch dir;
-  if (::mount("none", dir.path.c_str(), "tmpfs", 0, "size=3m") != 0) {
+  if (::mount("none", dir.path().c_str(), "tmpfs", 0, "size=3m") != 0) {
     GTEST_SKIP() << "no tmpfs of its own: " << std::strerror(errno);
   }
   std::error_code error;
@@ -338,14 +441,14 @@ TEST_F(Recorder, AFullDiskEndsTheFileBehindAWholePacket) {
   EXPECT_GT(s.written, 1000u);
   EXPECT_GT(s.lost_to_errors, 0u);
   EXPECT_EQ(check_file(dir.file("full.pcapng"), 0), s.written);
-  ::umount2(dir.path.c_str(), MNT_DETACH);
+  ::umount2(dir.path().c_str(), MNT_DETACH);
 }
 
 TEST_F(Recorder, WhatCannotBeWrittenIsRefused) {
   const scratch dir;
   making_port from(*pool_, 1);
   EXPECT_EQ(recorder::create(from, options(dir.file("no/where"))).error().value(), ENOENT);
-  EXPECT_EQ(recorder::create(from, options(dir.path.string())).error().value(), EISDIR);
+  EXPECT_EQ(recorder::create(from, options(dir.path().string())).error().value(), EISDIR);
   EXPECT_EQ(recorder::create(from, options("/dev/null")).error(), errc::not_a_device);
   recorder_options small = options(dir.file("small"));
   small.buffer.bytes = 4096;

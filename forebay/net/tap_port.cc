@@ -4,7 +4,6 @@
 #include <array>
 #include <chrono>
 
-#include "forebay/base/stats.h"
 #include "forebay/os/poll.h"
 
 namespace forebay {
@@ -32,9 +31,7 @@ result<std::unique_ptr<tap_port>> tap_port::open(const std::string& name, packet
 }
 
 tap_port::tap_port(tap_interface tap, packet_pool& pool, const net_interface& at) noexcept
-    : tap_(std::move(tap)), pool_(pool), index_(at.index) {
-  if (const auto c = read_counters(index_)) interface_drops_before_ = c->rx_dropped;
-}
+    : tap_(std::move(tap)), pool_(pool), index_(at.index), traffic_(at.index) {}
 
 std::size_t tap_port::receive(std::span<packet> out) noexcept {
   std::size_t n = 0;
@@ -65,15 +62,13 @@ result<std::size_t> tap_port::transmit(std::span<packet> packets) noexcept {
     });
     const auto r = tap_.send(std::span(segments).first(used));
     if (!r) {
-      refused_.fetch_add(1, std::memory_order_relaxed);  // relaxed: a statistic
+      traffic_.refused();
       if (sent != 0 || r.error() == std::errc::resource_unavailable_try_again) break;
       // What the interface says of one that is down.
       return fail(r.error() == std::errc::io_error ? make_error_code(std::errc::network_down)
                                                    : r.error());
     }
-    // relaxed, both: statistics.
-    transmitted_.fetch_add(1, std::memory_order_relaxed);
-    transmitted_bytes_.fetch_add(p->length(), std::memory_order_relaxed);
+    traffic_.sent(1, p->length());
     p.reset();
     ++sent;
   }
@@ -96,12 +91,7 @@ link_state tap_port::state() noexcept {
 port_statistics tap_port::statistics() noexcept {
   port_statistics s = counted_;
   s.received = s.delivered;
-  if (const auto now = read_counters(index_)) {
-    s.dropped_interface = now->rx_dropped - std::min(now->rx_dropped, interface_drops_before_);
-  }
-  s.transmitted = value_of(transmitted_);
-  s.transmitted_bytes = value_of(transmitted_bytes_);
-  s.refused = value_of(refused_);
+  traffic_.tell(s);
   return s;
 }
 

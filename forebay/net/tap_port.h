@@ -7,9 +7,9 @@
 // Thread-safety: as port; transmit() may be another thread than receive().
 #pragma once
 
-#include <atomic>
 #include <memory>
 
+#include "forebay/net/interface_traffic.h"
 #include "forebay/net/packet_pool.h"
 #include "forebay/net/port.h"
 #include "forebay/os/net_interface.h"
@@ -42,10 +42,7 @@ class tap_port final : public port {
   bool stopped_ = false;
   packet spare_;  // a buffer for the next packet
   port_statistics counted_;
-  std::uint64_t interface_drops_before_ = 0;
-  std::atomic<std::uint64_t> transmitted_{0};
-  std::atomic<std::uint64_t> transmitted_bytes_{0};
-  std::atomic<std::uint64_t> refused_{0};
+  interface_traffic traffic_;
 };
 
 }  // namespace forebay

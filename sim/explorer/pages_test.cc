@@ -66,6 +66,27 @@ struct frames_change_places : space {
   void finish() { clear(); }
 };
 
+// The index gets a root above the one it has, while another thread makes a page readable that it
+// has locked, and looks for it: both without the owner's lock.
+struct index_grows : space_over<1, 2> {
+  static constexpr unsigned threads = 2;
+  static constexpr options bounds{.preemptions = 1, .spin_reads = spin_reads};
+
+  index_grows() { add(1, 0); }
+  void run(unsigned thread) {
+    if (thread == 0) {
+      grow();
+    } else {
+      index.end_change(1);
+      check(static_cast<bool>(index.look(1)), "a page that is readable is not seen");
+    }
+  }
+  void finish() {
+    check(index.lookup(1) == &memory.frame(0));
+    clear();
+  }
+};
+
 // The frame of a page is exchanged for a fresh one, as when its chunk of the arena is emptied.
 struct frame_is_moved : space {
   static constexpr unsigned threads = 2;
@@ -372,7 +393,7 @@ TEST(explored_pages, lookups_views_and_bits) {
   expect_explored_and_needed<page_lock<2>, page_is_filled, page_comes, frame_is_moved,
                              frame_is_used_again, frames_change_places, viewed_page_changes,
                              viewed_frame_is_used_again, viewed_leaf_is_used_again,
-                             viewed_page_is_moved>(
+                             viewed_page_is_moved, index_grows>(
       {"cache/page_index.h", "cache/page_index_code.h", "memory/page.h"});
 }
 

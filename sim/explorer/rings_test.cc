@@ -1,10 +1,12 @@
 // One thread: not in the thread sanitizer's tree.
-// The rings between threads (forebay/ring/spsc_ring.h, mpmc_ring.h) in the explorer.
+// The rings between threads (forebay/ring/spsc_ring.h, mpmc_ring.h), and those of an AF_XDP socket
+// (forebay/os/xdp_ring.h) with a thread for the kernel, in the explorer.
 #include <algorithm>
 #include <array>
 #include <memory>
 #include <utility>
 
+#include "forebay/os/xdp_ring.h"
 #include "forebay/ring/mpmc_ring.h"
 #include "forebay/ring/spsc_ring.h"
 #include "sim/explorer/test_explore.h"
@@ -345,6 +347,100 @@ struct many_close : with_many<4> {
 TEST(explored_rings, many_to_many) {
   expect_explored_and_needed<two_push_one_pops, one_pushes_two_pop, both_do_both, many_in_batches,
                              many_in_place, many_close>({"ring/mpmc_ring.h", "ring/ring_slots.h"});
+}
+
+// --- a program and the kernel ---
+
+struct shared_ring {
+  static constexpr std::uint32_t capacity = 2;
+  static constexpr std::uint32_t first = UINT32_MAX;  // comes round in the middle
+
+  model_atomics::atomic<std::uint32_t> producer{first};
+  model_atomics::atomic<std::uint32_t> consumer{first};
+  std::array<model_atomics::plain<int>, capacity> entries;
+
+  xdp_ring_words<int, model_atomics> words() {
+    return {&producer, &consumer, entries.data(), capacity};
+  }
+};
+
+// The same ring again and again, one entry or two at a time.
+struct descriptors_come_in_order {
+  static constexpr unsigned threads = 2;
+  shared_ring ring;
+  basic_xdp_producer<int, model_atomics> in{ring.words()};
+  basic_xdp_consumer<int, model_atomics> out{ring.words()};
+  int put = 0;
+  int taken = 0;
+
+  void take(std::uint32_t wanted) {
+    const std::uint32_t n = std::min(out.ready(wanted), wanted);
+    for (std::uint32_t i = 0; i < n; ++i) check(out.get(i) == ++taken, "not what was put");
+    out.release(n);
+  }
+  void run(unsigned thread) {
+    for (std::uint32_t wanted : {2u, 1u, 2u}) {
+      if (thread == 1) {
+        take(wanted);
+        continue;
+      }
+      const std::uint32_t n = std::min(in.free(wanted), wanted);
+      for (std::uint32_t i = 0; i < n; ++i) in.put(i, ++put);
+      in.commit(n);
+    }
+  }
+  void finish() {
+    take(2);
+    check(taken == put && in.all_taken());
+  }
+};
+
+// A frame goes with its entry: to the kernel by one ring, filled, and back by the other.
+struct frames_go_round {
+  static constexpr unsigned threads = 2;
+  shared_ring fill;
+  shared_ring rx;
+  std::array<model_atomics::plain<int>, 2> frames;
+  basic_xdp_producer<int, model_atomics> to_kernel{fill.words()};
+  basic_xdp_consumer<int, model_atomics> from_program{fill.words()};
+  basic_xdp_producer<int, model_atomics> to_program{rx.words()};
+  basic_xdp_consumer<int, model_atomics> from_kernel{rx.words()};
+
+  frames_go_round() {
+    to_kernel.put(0, 0);
+    to_kernel.put(1, 1);
+    to_kernel.commit(2);
+  }
+  void run(unsigned thread) {
+    for (int i = 0; i < 3; ++i) {
+      if (thread == 0) {
+        if (from_kernel.ready(1) == 0) continue;
+        const int frame = from_kernel.get(0);
+        from_kernel.release(1);
+        auto& data = frames[static_cast<std::size_t>(frame)];
+        check(data.get() == 1, "empty");
+        data.set(0);
+        check(to_kernel.free(1) != 0);
+        to_kernel.put(0, frame);
+        to_kernel.commit(1);
+      } else {
+        if (from_program.ready(1) == 0) continue;
+        const int frame = from_program.get(0);
+        from_program.release(1);
+        auto& data = frames[static_cast<std::size_t>(frame)];
+        check(data.get() == 0, "full");
+        data.set(1);
+        check(to_program.free(1) != 0);
+        to_program.put(0, frame);
+        to_program.commit(1);
+      }
+    }
+  }
+  void finish() {}
+};
+
+TEST(explored_rings, with_the_kernel) {
+  expect_explored_and_needed<descriptors_come_in_order, frames_go_round>({"os/xdp_ring.h"});
 }
 
 }  // namespace

@@ -101,13 +101,14 @@ class pin {
   model_frame* frame_ = nullptr;
 };
 
-// An address space of four pages of 4 KiB, as address_space.cc has it.
-template <unsigned Bits>
+// An address space of four pages of 4 KiB, as address_space.cc has it; at first, of `Pages` of
+// them.
+template <unsigned Bits, std::uint64_t Pages = 4>
 struct space_over {
   static constexpr std::uint64_t pages = 4;
   frames memory;
   nodes<Bits> cache;
-  small_index<Bits> index{cache, memory, pages};
+  small_index<Bits> index{cache, memory, Pages, pages};
   model_mutex lock;
 
   // A block of frames, which nobody has, becomes page `n` and is filled.
@@ -130,6 +131,10 @@ struct space_over {
     f.set(page_uptodate);
     f.clear(page_locked);
     check(!f.refs().put());  // the index keeps its own
+  }
+  void grow() {
+    const model_scoped_lock hold(lock);
+    check(index.grow(pages).has_value());
   }
   // Takes the page off the index if nobody holds it; its frame is then free.
   bool evict(std::uint64_t n) {

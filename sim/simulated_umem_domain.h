@@ -11,10 +11,10 @@
 
 namespace forebay {
 
-class umem_domain final : public simulated_domain {
+class simulated_umem_domain final : public simulated_domain {
  public:
   // `chunk_bytes` is a power of two.
-  umem_domain(std::span<std::byte> area, std::uint32_t chunk_bytes, bool aligned)
+  simulated_umem_domain(std::span<std::byte> area, std::uint32_t chunk_bytes, bool aligned)
       : simulated_domain("umem", limits_of(chunk_bytes, aligned)), area_(area) {}
 
  protected:
