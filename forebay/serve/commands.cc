@@ -11,8 +11,14 @@ namespace forebay {
 namespace {
 
 constexpr std::size_t short_read_pages = 4;
-constexpr std::size_t read_pages_max = 256;  // pinned at a time for one read
-constexpr std::size_t status_extents_max = 1024;
+constexpr std::size_t read_pages_max = 256;      // pinned at a time for one read
+constexpr std::size_t status_extents_max = 960;  // what fits into a batch of replies
+// A range without a payload can be as long as the image; it is done in parts, so that the client's
+// end, and the server's, need not wait for all of it.
+constexpr std::uint64_t part_bytes_max = 256u << 20;
+constexpr std::uint64_t cache_part_bytes_max = 8u << 20;
+
+constexpr std::uint32_t flag_if(bool said, std::uint32_t flag) noexcept { return said ? flag : 0; }
 
 }  // namespace
 
@@ -32,32 +38,36 @@ task<> connection::run_command(nbd::request r) {
 task<> connection::do_command(const nbd::request& r) {
   address_space& space = session_.exported->space();
   if (r.what() == nbd::command::flush) co_return co_await space.flush();
-  if (r.length == 0) co_return result<>{};
-  switch (r.what()) {
-    case nbd::command::trim: {
-      const result<> trimmed = co_await space.discard(r.offset, r.length);
-      if (!trimmed || !must_sync(r)) co_return trimmed;
-      co_return co_await space.flush();
+  const bool fetches = r.what() == nbd::command::cache;
+  const std::uint64_t most = fetches ? cache_part_bytes_max : part_bytes_max;
+  for (std::uint64_t at = r.offset; at < r.end();) {
+    if (at != r.offset) {
+      if (ending()) co_return fail(ESHUTDOWN);
+      co_await yield_turn();
     }
-    case nbd::command::write_zeroes:
-      co_return co_await do_write_zeroes(r);
-    case nbd::command::cache:
-      co_return co_await space.prefetch(r.offset, r.length);
-    default:
-      co_return fail(EINVAL);
+    const std::uint64_t bytes = std::min(r.end() - at, most - at % most);
+    if (const result<> done = co_await do_part(r, at, bytes); !done) co_return done;
+    at += bytes;
   }
+  if (fetches || r.length == 0 || !must_sync(r)) co_return result<>{};
+  // The device has done the middle by itself: durable only with a flush.
+  co_return co_await space.flush();
 }
 
-task<> connection::do_write_zeroes(const nbd::request& r) {
+// A part of a command on a range.
+task<> connection::do_part(const nbd::request& r, std::uint64_t offset, std::uint64_t length) {
   address_space& space = session_.exported->space();
-  const address_space::zero_options how{
-      .keep_allocated = (r.flags & nbd::flag_no_hole) != 0,
-      .only_fast = (r.flags & nbd::flag_fast_zero) != 0,
-  };
-  const result<> zeroed = co_await space.write_zeroes(r.offset, r.length, how);
-  if (!zeroed || !must_sync(r)) co_return zeroed;
-  // The device has zeroed the middle by itself: durable only with a flush.
-  co_return co_await space.flush();
+  switch (r.what()) {
+    case nbd::command::trim:
+      return space.discard(offset, length);
+    case nbd::command::cache:
+      return space.prefetch(offset, length);
+    default:
+      return space.write_zeroes(offset, length,
+                                {.keep_allocated = (r.flags & nbd::flag_no_hole) != 0,
+                                 // What the device can do with the first part it can with all.
+                                 .only_fast = (r.flags & nbd::flag_fast_zero) != 0});
+  }
 }
 
 // Waits until so many more pages may be pinned for replies, in turn: small reads do not starve a
@@ -101,6 +111,8 @@ task<> connection::do_read(nbd::request r) {
     const std::uint64_t pages_left = ((r.end() - 1) >> page_shift) - (at >> page_shift) + 1;
     const std::size_t pages =
         std::min({pages_left, std::uint64_t{MaxPages}, std::uint64_t{host_.pin_allowance()}});
+    if (!may_work()) co_await its_turn();
+    turn_.charge(std::min(r.end() - at, pages * page_bytes));
     if (const result<> reserved = co_await reserve_pins(pages, gate_is_mine); !reserved) {
       error = reserved.error();
       break;
@@ -148,34 +160,73 @@ task<> connection::run_read(const nbd::request& r) {
   return pages <= short_read_pages ? do_read<short_read_pages>(r) : do_read<read_pages_max>(r);
 }
 
+// One extent of a status, in the chunk that has been begun.
+void connection::append_status(std::uint64_t length_bytes, std::uint32_t flags) noexcept {
+  nbd::message<16> m;
+  if (session_.extended) {
+    m.put(length_bytes).put(std::uint64_t{flags});
+  } else {
+    m.put(static_cast<std::uint32_t>(length_bytes)).put(flags);
+  }
+  out_.append(m.data(), m.size());
+}
+
+// The chunk of a context, which so many extents follow.
+void connection::begin_status(const nbd::request& r, nbd::meta_context of, std::size_t extents,
+                              bool last) noexcept {
+  const bool extended = session_.extended;
+  reply_chunk(r, extended ? nbd::chunk::block_status_ext : nbd::chunk::block_status,
+              (extended ? 8 : 4) + extents * status_extent_bytes(), last);
+  nbd::message<8> m;
+  m.put(static_cast<std::uint32_t>(of) + 1);
+  if (extended) m.put(static_cast<std::uint32_t>(extents));
+  out_.append(m.data(), m.size());
+}
+
+// A chunk for each context.
 task<> connection::do_block_status(nbd::request r) {
-  constexpr std::size_t some = 32;
-  std::array<address_space::extent, some> few;
-  std::span<address_space::extent> room(few);
-  constexpr std::size_t list_bytes = status_extents_max * sizeof(address_space::extent);
+  using extent = address_space::extent;
+  using cached_extent = address_space::cached_extent;
+  static_assert(sizeof(extent) == sizeof(cached_extent) &&
+                alignof(extent) == alignof(cached_extent));
+  constexpr std::size_t few = 32;
+  constexpr std::size_t list_bytes = status_extents_max * sizeof(extent);
+  alignas(extent) std::array<std::byte, few * sizeof(extent)> own;
+  void* memory = own.data();
+  std::size_t most = few;
   void* list = nullptr;
   if ((r.flags & nbd::flag_req_one) != 0) {
-    room = room.first(1);
+    most = 1;
   } else if (list = host_.memory().allocate_extra(list_bytes); list != nullptr) {
-    room = {static_cast<address_space::extent*>(list), status_extents_max};
+    memory = list;
+    most = status_extents_max;
   }
-  const auto count = session_.exported->space().extents(r.offset, r.length, room);
-  const std::size_t n = count ? *count : 0;
-  while (!may_reply({.iovecs = 1, .pins = 0, .bytes = 256 + 8 * n})) co_await next_chance();
-  if (!count) {
-    reply(r, count.error());
-  } else {
-    reply_chunk(r, nbd::chunk::block_status, static_cast<std::uint32_t>(4 + n * 8), true);
-    nbd::message<4> context;
-    context.put(nbd::base_allocation_id);
-    out_.append(context.data(), context.size());
-    for (const address_space::extent& e : room.first(n)) {
-      nbd::message<8> m;
-      m.put(static_cast<std::uint32_t>(e.length_bytes))
-          .put(e.hole ? std::uint32_t{nbd::status_hole | nbd::status_zero} : 0u);
-      out_.append(m.data(), m.size());
+  const std::span<extent> found(static_cast<extent*>(memory), most);
+  const std::span<cached_extent> cached(static_cast<cached_extent*>(memory), most);
+  address_space& space = session_.exported->space();
+  for (unsigned i = 0; i < nbd::meta_contexts.size(); ++i) {
+    if ((r.contexts >> i & 1) == 0) continue;
+    const bool last = r.contexts >> (i + 1) == 0;
+    const bool in_cache = nbd::meta_context{i} == nbd::meta_context::cache;
+    const result<std::size_t> n = in_cache ? space.cached_extents(r.offset, r.length, cached)
+                                           : space.extents(r.offset, r.length, found);
+    const std::size_t bytes = 256 + n.value_or(0) * status_extent_bytes();
+    while (!may_reply({.iovecs = 1, .pins = 0, .bytes = bytes})) co_await next_chance();
+    if (!n) {
+      reply(r, n.error());
+      break;
     }
-    account(r, false);
+    begin_status(r, nbd::meta_context{i}, *n, last);
+    for (std::size_t k = 0; k < *n; ++k) {
+      if (in_cache) {
+        append_status(cached[k].length_bytes, flag_if(cached[k].resident, nbd::status_resident) |
+                                                  flag_if(cached[k].dirty, nbd::status_dirty));
+      } else {
+        append_status(found[k].length_bytes,
+                      flag_if(found[k].hole, nbd::status_hole | nbd::status_zero));
+      }
+    }
+    if (last) account(r, false);
   }
   if (list != nullptr) host_.memory().free_extra(list, list_bytes);
   co_return result<>{};

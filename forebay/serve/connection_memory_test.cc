@@ -4,7 +4,7 @@
 #include <atomic>
 #include <cstdlib>
 
-#include "forebay/serve/connection.h"
+#include "forebay/serve/test_host.h"
 #include "forebay/serve/test_server.h"
 
 namespace forebay {
@@ -37,89 +37,33 @@ std::unique_ptr<failing_memory> make_memory(const request_memory::options& opts)
 }
 
 // A server of one connection at a time, on a thread of its own.
-class one_client_host final : public connection_host {
+class one_client_host final : public test_host {
  public:
-  explicit one_client_host(const request_memory::options& opts = {}) : memory_(make_memory(opts)) {
-    auto cache = page_cache::create({.bytes = page_cache::min_bytes, .huge_pages = false});
-    FOREBAY_ASSERT(cache.has_value());
-    cache_ = std::move(*cache);
-    export_ = std::make_unique<nbd_export>(std::make_unique<memory_device>(image_bytes), *cache_,
-                                           named("disk"));
-  }
+  explicit one_client_host(const request_memory::options& opts = {})
+      : test_host(make_memory(opts), 16u << 20) {}
 
-  static constexpr std::uint64_t image_bytes = 16u << 20;
-
-  failing_memory& failing() { return *memory_; }
+  failing_memory& failing() { return static_cast<failing_memory&>(memory()); }
 
   // Serves one connection while `work` speaks with it as its client.
   template <typename Work>
   void serve(Work work) {
-    int fds[2];
-    FOREBAY_ASSERT(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds) == 0);
-    unique_fd ours(fds[0]);
-    std::thread client([&] {
-      raw_client c(unique_fd{fds[1]});
+    auto [ours, theirs] = sockets();
+    std::thread client([&work, end = std::move(theirs)]() mutable {
+      raw_client c(std::move(end));
       work(c);
     });
     auto on = loop::create();
     FOREBAY_ASSERT(on.has_value());
-    run(**on, std::move(ours));
+    test_host::serve(**on, std::move(ours));
     client.join();
   }
 
-  nbd_export* find_export(std::string_view name) noexcept override {
-    return name.empty() || name == "disk" ? export_.get() : nullptr;
-  }
-  nbd_export* export_at(std::size_t index) noexcept override {
-    return index == 0 ? export_.get() : nullptr;
-  }
   std::string statistics_text() override {
     if (statistics_fail) throw std::bad_alloc();
-    return std::string(100'000, 's');
-  }
-  request_memory& memory() noexcept override { return *memory_; }
-  std::size_t pin_allowance() const noexcept override { return 64; }
-  std::size_t request_allowance() const noexcept override {
-    return memory_->limits().request_bytes_max;
+    return test_host::statistics_text();
   }
 
   bool statistics_fail = false;
-
- private:
-  struct start : completion {
-    one_client_host* self = nullptr;
-    loop* on = nullptr;
-    unique_fd socket;
-    task_group group;
-  };
-
-  static task<> serve_one(start* s) {
-    s->on->set_frames(s->self->memory_.get());
-    {
-      connection c(*s->self, *s->on, std::move(s->socket));
-      if (c.usable()) co_await c.run();
-    }
-    s->on->set_frames(nullptr);
-    s->on->stop();
-    co_return result<>{};
-  }
-
-  void run(loop& on, unique_fd socket) {
-    start s;
-    s.self = this;
-    s.on = &on;
-    s.socket = std::move(socket);
-    s.completion::run = [](completion& c) noexcept {
-      auto& me = static_cast<start&>(c);
-      FOREBAY_ASSERT(serve_one(&me).spawn(me.group));
-    };
-    on.post(s);
-    on.run();
-  }
-
-  std::unique_ptr<failing_memory> memory_;
-  std::unique_ptr<page_cache> cache_;
-  std::unique_ptr<nbd_export> export_;
 };
 
 // Asks for something of every kind. False once the connection has ended; every error is ENOMEM.
@@ -153,7 +97,7 @@ bool use_everything(raw_client& c, const bytes& data) {
 
 void expect_service(one_client_host& host, const bytes& data) {
   host.serve([&](raw_client& c) {
-    ASSERT_TRUE(c.go("disk", true));
+    ASSERT_TRUE(c.go("disk", raw_client::headers::structured));
     EXPECT_EQ(c.write(1024, data), 0u);
     EXPECT_EQ(c.flush(), 0u);
     const auto back = c.read(1024, static_cast<std::uint32_t>(data.size()));
@@ -164,7 +108,7 @@ void expect_service(one_client_host& host, const bytes& data) {
 
 TEST(ConnectionMemory, AnyOneAllocationMayBeRefused) {
   std::mt19937_64 rng(21);
-  const bytes data = random_payload(rng, 300'000);
+  const bytes data = random_bytes(rng, 300'000);
   one_client_host host;
   failing_memory& memory = host.failing();
   bool whole = false;
@@ -185,7 +129,7 @@ TEST(ConnectionMemory, AnyOneAllocationMayBeRefused) {
 
 TEST(ConnectionMemory, EverySomanythAllocationMayBeRefused) {
   std::mt19937_64 rng(22);
-  const bytes data = random_payload(rng, 300'000);
+  const bytes data = random_bytes(rng, 300'000);
   one_client_host host;
   failing_memory& memory = host.failing();
   for (std::uint64_t every = 2; every < 60; ++every) {
@@ -204,7 +148,7 @@ TEST(ConnectionMemory, EverySomanythAllocationMayBeRefused) {
 // the connection: none gives up on the way.
 TEST(ConnectionMemory, NoRequestIsForgotten) {
   std::mt19937_64 rng(24);
-  const bytes data = random_payload(rng, 40'000);
+  const bytes data = random_bytes(rng, 40'000);
   const bytes page(data.begin(), data.begin() + page_bytes);
   one_client_host host;
   failing_memory& memory = host.failing();
@@ -213,7 +157,7 @@ TEST(ConnectionMemory, NoRequestIsForgotten) {
     for (std::uint64_t n = 1;; ++n) {
       bool refused = false;
       host.serve([&](raw_client& c) {
-        ASSERT_TRUE(c.go("disk", true, true));
+        ASSERT_TRUE(c.go("disk", raw_client::headers::structured, {nbd::base_allocation}));
         const timeval patience{.tv_sec = 5, .tv_usec = 0};
         ASSERT_EQ(::setsockopt(c.fd(), SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience), 0);
         memory.calls = memory.refused = 0;
@@ -246,7 +190,7 @@ TEST(ConnectionMemory, NoRequestIsForgotten) {
 
 TEST(ConnectionMemory, AClientsOwnShareIsEnough) {
   std::mt19937_64 rng(23);
-  const bytes data = random_payload(rng, 300'000);
+  const bytes data = random_bytes(rng, 300'000);
   one_client_host host({.max_clients = 1, .request_bytes_max = 0, .extra_bytes_max = 0});
   host.serve([&](raw_client& c) {
     EXPECT_TRUE(use_everything(c, data));

@@ -5,6 +5,7 @@
 #include <string_view>
 #include <utility>
 
+#include "forebay/os/socket.h"
 #include "forebay/serve/connection.h"
 
 namespace forebay {
@@ -61,9 +62,16 @@ class option_reader {
   bool good_ = true;
 };
 
-// Whether a query of NBD_OPT_LIST_META_CONTEXT or NBD_OPT_SET_META_CONTEXT selects base:allocation.
-bool selects_allocation(std::string_view query, bool listing) noexcept {
-  return query == nbd::base_allocation || (listing && query == "base:");
+// What a query of NBD_OPT_LIST_META_CONTEXT or NBD_OPT_SET_META_CONTEXT selects: a context by its
+// name, and for a list all of a namespace, "base:".
+nbd::meta_context_set selected_by(std::string_view query, bool listing) noexcept {
+  nbd::meta_context_set all = 0;
+  for (unsigned i = 0; i < nbd::meta_contexts.size(); ++i) {
+    const std::string_view name = nbd::meta_contexts[i];
+    const bool whole_namespace = listing && query == name.substr(0, name.find(':') + 1);
+    if (query == name || whole_namespace) all |= nbd::set_of(nbd::meta_context{i});
+  }
+  return all;
 }
 
 // Whether a type is in a list of 16-bit information types.
@@ -122,9 +130,7 @@ task<> connection::handshake() {
 
   while (session_.exported == nullptr) {
     // One option at a time: who does not receive the replies is not asked for more.
-    while (!out_.idle()) {
-      co_await out_.progress().wait_unless([this]() noexcept { return out_.idle(); });
-    }
+    while (!out_.idle()) co_await out_.next_idle();
     while (!out_.room(option_room)) co_await next_chance();
     if (out_.broken()) co_return fail(errc::end_of_stream);
     r = co_await in_.fill(16);
@@ -141,14 +147,40 @@ task<> connection::handshake() {
   co_return result<>{};
 }
 
+// Whether an option is one that needs no TLS, or TLS is no duty, or is in use. What is read or
+// changed of the server itself by its own user does not leave the machine, and his tools need no
+// certificates.
+bool connection::may_ask(nbd::option which) const noexcept {
+  if (tls_ || host_.settings().tls != tls_policy::require) return true;
+  switch (which) {
+    case nbd::option::starttls:
+    case nbd::option::abort:
+      return true;
+    case nbd::option::statistics:
+    case nbd::option::tune:
+      return peer_is_own_user(socket_.get());
+    default:
+      return false;
+  }
+}
+
 // One option. False when the client has said goodbye.
 task<bool> connection::handle_option(nbd::option which, std::uint32_t length) {
-  if (which == nbd::option::export_name) co_return co_await option_export_name(length);
-  if (length > nbd::max_option_bytes || !in_.can_hold(length)) {
+  const bool allowed = may_ask(which);
+  if (which == nbd::option::export_name) {
+    if (!allowed) co_return fail(errc::protocol);  // it has no reply that could say so
+    co_return co_await option_export_name(length);
+  }
+  if (which == nbd::option::starttls && length == 0) co_return co_await option_starttls();
+  if (!allowed || length > nbd::max_option_bytes || !in_.can_hold(length)) {
     if (length > nbd::max_payload_bytes) co_return fail(errc::protocol);
     const result<> skipped = co_await in_.skip(length);
     if (!skipped) co_return fail(skipped.error());
-    reply_option(which, nbd::option_reply::error_too_big);
+    if (allowed) {
+      reply_option(which, nbd::option_reply::error_too_big);
+    } else {
+      reply_option(which, nbd::option_reply::error_tls_required, {"this server demands TLS"});
+    }
     co_return true;
   }
   const result<> r = co_await in_.fill(length);
@@ -167,17 +199,16 @@ task<bool> connection::handle_option(nbd::option which, std::uint32_t length) {
         co_return fail(listed.error());
       }
       break;
+    case nbd::option::starttls:  // with data
+      reply_option(which, nbd::option_reply::error_invalid);
+      break;
     case nbd::option::info:
     case nbd::option::go:
       if (option_go(which, data)) out_.kick();
       break;
     case nbd::option::structured_reply:
-      if (length != 0) {
-        reply_option(which, nbd::option_reply::error_invalid);
-      } else {
-        session_.structured = true;
-        reply_option(which, nbd::option_reply::ack);
-      }
+    case nbd::option::extended_headers:
+      option_headers(which, length);
       break;
     case nbd::option::list_meta_context:
     case nbd::option::set_meta_context:
@@ -185,6 +216,9 @@ task<bool> connection::handle_option(nbd::option which, std::uint32_t length) {
       break;
     case nbd::option::statistics:
       if (const result<> told = co_await option_statistics(); !told) co_return fail(told.error());
+      break;
+    case nbd::option::tune:
+      if (const result<> tuned = co_await option_tune(data); !tuned) co_return fail(tuned.error());
       break;
     default:
       reply_option(which, nbd::option_reply::error_unsupported);
@@ -196,14 +230,14 @@ task<bool> connection::handle_option(nbd::option which, std::uint32_t length) {
 
 // The old way in, which has no reply for an error: the connection just ends.
 task<bool> connection::option_export_name(std::uint32_t length) {
-  if (length > nbd::max_string_bytes) co_return fail(errc::protocol);
+  if (length > nbd::max_string_bytes || session_.extended) co_return fail(errc::protocol);
   const result<> r = co_await in_.fill(length);
   if (!r) co_return fail(r.error());
   nbd_export* e = host_.find_export(text_of(in_.available().first(length)));
   in_.consume(length);
   if (e == nullptr) co_return fail(errc::protocol);
   nbd::message<10> m;
-  m.put(e->size_bytes()).put(e->transmission_flags(session_.structured));
+  m.put(e->size_bytes()).put(flags_of(*e));
   out_.append(m.data(), m.size());
   if (!session_.no_zeroes) {
     constexpr std::array<std::byte, 124> zeroes{};
@@ -212,6 +246,63 @@ task<bool> connection::option_export_name(std::uint32_t length) {
   out_.kick();
   session_.exported = e;
   co_return true;
+}
+
+// The rest of the connection is encrypted, and begins anew but for the client's flags. What came
+// with the option would be taken for something said under TLS, though anybody on the way may have
+// put it there: such a client is not served.
+task<bool> connection::option_starttls() {
+  const connection_settings& s = host_.settings();
+  if (s.tls == tls_policy::off) {
+    reply_option(nbd::option::starttls, nbd::option_reply::error_unsupported);
+    co_return true;
+  }
+  if (tls_) {
+    reply_option(nbd::option::starttls, nbd::option_reply::error_invalid);
+    co_return true;
+  }
+  if (!in_.available().empty()) {
+    host_.client_failed(client_failure::tls, socket_.get(), "it did not wait for TLS to start");
+    co_return fail(errc::protocol);
+  }
+  reply_option(nbd::option::starttls, nbd::option_reply::ack);
+  while (!out_.idle()) co_await out_.next_idle();
+  if (out_.broken()) co_return fail(errc::end_of_stream);
+  tls_.emplace(*s.credentials, host_.memory());
+  if (!tls_->usable()) {
+    host_.client_failed(client_failure::tls, socket_.get(), "no memory for it");
+    co_return fail(ENOMEM);
+  }
+  if (const result<> agreed = co_await tls_->handshake(socket_.get()); !agreed) {
+    if (agreed.error() == errc::protocol) {
+      host_.client_failed(client_failure::tls, socket_.get(), tls_->problem());
+    }
+    co_return fail(agreed.error());
+  }
+  in_.use(*tls_);
+  out_.use(*tls_);
+  const bool no_zeroes = session_.no_zeroes;
+  session_ = {};
+  session_.no_zeroes = no_zeroes;
+  co_return true;
+}
+
+// Which headers the transmission will have. Extended ones cannot be taken back.
+void connection::option_headers(nbd::option which, std::uint32_t length) noexcept {
+  if (length != 0) return reply_option(which, nbd::option_reply::error_invalid);
+  if (session_.extended && which == nbd::option::structured_reply) {
+    return reply_option(which, nbd::option_reply::error_extended_headers);
+  }
+  session_.structured = true;
+  session_.extended = session_.extended || which == nbd::option::extended_headers;
+  reply_option(which, nbd::option_reply::ack);
+}
+
+// What the client may ask of an export, as things stand.
+std::uint16_t connection::flags_of(const nbd_export& e) const noexcept {
+  const bool filters = session_.extended && session_.contexts_of == &e && session_.contexts != 0;
+  return static_cast<std::uint16_t>(e.transmission_flags(session_.structured) |
+                                    (filters ? nbd::block_status_payload : 0));
 }
 
 task<> connection::option_list() {
@@ -232,7 +323,7 @@ void connection::send_export_info(nbd::option which, nbd_export& e,
   nbd::message<12> about;
   about.put(static_cast<std::uint16_t>(nbd::info::export_info))
       .put(e.size_bytes())
-      .put(e.transmission_flags(session_.structured));
+      .put(flags_of(e));
   reply_option(which, nbd::option_reply::info, {text_of(about)});
 
   nbd::message<14> blocks;
@@ -276,23 +367,27 @@ bool connection::option_go(nbd::option which, std::span<const std::byte> data) n
 void connection::option_meta_context(nbd::option which, std::span<const std::byte> data) noexcept {
   const bool listing = which == nbd::option::list_meta_context;
   // A SET replaces what an earlier one has selected even when it fails.
-  if (!listing) session_.allocation_of = nullptr;
+  if (!listing) session_.contexts = 0;
   if (!session_.structured) return reply_option(which, nbd::option_reply::error_invalid);
   option_reader in(data);
   const std::string_view name = in.take_text(in.take<std::uint32_t>());
   const auto count = in.take<std::uint32_t>();
-  bool selected = listing && count == 0;
+  unsigned selected = listing && count == 0 ? (1u << nbd::meta_contexts.size()) - 1 : 0;
   for (std::uint32_t i = 0; i < count && in.good(); ++i) {
-    selected = selects_allocation(in.take_text(in.take<std::uint32_t>()), listing) || selected;
+    selected |= selected_by(in.take_text(in.take<std::uint32_t>()), listing);
   }
   if (!in.at_end()) return reply_option(which, nbd::option_reply::error_invalid);
   nbd_export* e = host_.find_export(name);
   if (e == nullptr) return reply_option(which, nbd::option_reply::error_unknown);
-  if (!listing) session_.allocation_of = selected ? e : nullptr;
-  if (selected) {
+  if (!listing) {
+    session_.contexts_of = e;
+    session_.contexts = static_cast<nbd::meta_context_set>(selected);
+  }
+  for (unsigned i = 0; i < nbd::meta_contexts.size(); ++i) {
+    if ((selected >> i & 1) == 0) continue;
     nbd::message<4> id;
-    id.put(listing ? 0u : nbd::base_allocation_id);
-    reply_option(which, nbd::option_reply::meta_context, {text_of(id), nbd::base_allocation});
+    id.put(listing ? 0u : i + 1);
+    reply_option(which, nbd::option_reply::meta_context, {text_of(id), nbd::meta_contexts[i]});
   }
   reply_option(which, nbd::option_reply::ack);
 }
@@ -314,6 +409,26 @@ task<> connection::option_statistics() {
   }
   while (!out_.room(option_room)) co_await next_chance();
   reply_option(nbd::option::statistics, nbd::option_reply::ack);
+  co_return result<>{};
+}
+
+// Who can signal the server may tune it, and nobody else: a client that may read an image is not
+// meant to take the cache away from the others.
+task<> connection::option_tune(std::span<const std::byte> data) {
+  using reply = nbd::option_reply;
+  if (!peer_is_own_user(socket_.get())) {
+    reply_option(nbd::option::tune, reply::error_policy,
+                 {"only the server's user and root may, at its unix socket"});
+    co_return result<>{};
+  }
+  const result<std::string> problem = co_await host_.tune(text_of(data));
+  while (!out_.room(option_room)) co_await next_chance();
+  if (!problem) {
+    reply_option(nbd::option::tune, reply::error_too_big);
+  } else {
+    reply_option(nbd::option::tune, problem->empty() ? reply::ack : reply::error_invalid,
+                 {std::string_view(*problem).substr(0, nbd::max_string_bytes)});
+  }
   co_return result<>{};
 }
 

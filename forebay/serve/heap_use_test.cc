@@ -122,10 +122,10 @@ TEST(HeapUse, RequestsTakeNothingFromTheHeap) {
   s.add(named("disk"), image_bytes);
   s.start();
   std::mt19937_64 rng(11);
-  const bytes data = random_payload(rng, 512u << 10);
+  const bytes data = random_bytes(rng, 512u << 10);
   {
     raw_client c(s);
-    ASSERT_TRUE(c.go("disk", true, true));
+    ASSERT_TRUE(c.go("disk", raw_client::headers::structured, {nbd::base_allocation}));
     for (int i = 0; i < 2'000; ++i) do_one(c, rng, data);
     counting = true;
     for (int i = 0; i < 10'000; ++i) do_one(c, rng, data);

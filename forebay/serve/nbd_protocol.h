@@ -1,5 +1,5 @@
 // The NBD protocol's numbers and byte order (NetworkBlockDevice/nbd, doc/proto.md). All integers on
-// the wire are big-endian.
+// the wire are big-endian. Extended headers are those of its branch extension-ext-header.
 #pragma once
 
 #include <array>
@@ -17,6 +17,8 @@ inline constexpr std::uint64_t option_reply_magic = 0x0003e889045565a9;
 inline constexpr std::uint32_t request_magic = 0x25609513;
 inline constexpr std::uint32_t simple_reply_magic = 0x67446698;
 inline constexpr std::uint32_t structured_reply_magic = 0x668e33ef;
+inline constexpr std::uint32_t extended_request_magic = 0x21e41c71;
+inline constexpr std::uint32_t extended_reply_magic = 0x6e8a278c;
 
 enum handshake_flag : std::uint16_t { fixed_newstyle = 1u << 0, no_zeroes = 1u << 1 };
 
@@ -34,6 +36,10 @@ enum class option : std::uint32_t {
   // Forebay's own: the server's statistics as JSON text, in a reply of type `statistics`, then an
   // acknowledgement. Other servers answer it as any unknown option.
   statistics = 0x46425354,  // "FBST"
+  // Forebay's own: changes of the running server (server::tune), each a line "KEY=VALUE". An
+  // acknowledgement when all are made; error_policy from who may not, error_invalid when one cannot
+  // be, both with a line of text, and nothing has changed then.
+  tune = 0x4642544e,  // "FBTN"
 };
 
 enum class option_reply : std::uint32_t {
@@ -45,9 +51,11 @@ enum class option_reply : std::uint32_t {
   error_unsupported = 0x80000001,
   error_policy = 0x80000002,
   error_invalid = 0x80000003,
+  error_tls_required = 0x80000005,
   error_unknown = 0x80000006,
   error_shutdown = 0x80000007,
   error_too_big = 0x80000009,
+  error_extended_headers = 0x8000000a,  // required, or in use already
 };
 
 enum class info : std::uint16_t { export_info = 0, name = 1, description = 2, block_size = 3 };
@@ -63,6 +71,7 @@ enum transmission_flag : std::uint16_t {
   can_multi_conn = 1u << 8,
   send_cache = 1u << 10,
   send_fast_zero = 1u << 11,
+  block_status_payload = 1u << 12,
 };
 
 enum class command : std::uint16_t {
@@ -82,6 +91,7 @@ enum command_flag : std::uint16_t {
   flag_df = 1u << 2,
   flag_req_one = 1u << 3,
   flag_fast_zero = 1u << 4,
+  flag_payload_len = 1u << 5,
 };
 
 enum class chunk : std::uint16_t {
@@ -89,22 +99,35 @@ enum class chunk : std::uint16_t {
   offset_data = 1,
   offset_hole = 2,
   block_status = 5,
+  block_status_ext = 6,
   error = 0x8001,
   error_offset = 0x8002,
 };
 inline constexpr std::uint16_t chunk_done = 1u << 0;
 
+// What a block status says of an extent, in the context base:allocation, and in forebay:cache.
 enum status_flag : std::uint32_t { status_hole = 1u << 0, status_zero = 1u << 1 };
+enum cache_status_flag : std::uint32_t { status_resident = 1u << 0, status_dirty = 1u << 1 };
 
 inline constexpr std::uint32_t max_payload_bytes = 32u << 20;  // of a read or write
 inline constexpr std::uint32_t max_option_bytes = 64u << 10;
 inline constexpr std::uint32_t max_string_bytes = 4096;
-inline constexpr std::uint32_t base_allocation_id = 1;
+
 inline constexpr const char* base_allocation = "base:allocation";
+inline constexpr const char* forebay_cache = "forebay:cache";
+// The contexts that a client can select. On the wire context i is i + 1; a set of them has bit i.
+enum class meta_context : unsigned { allocation, cache };
+inline constexpr std::array<const char*, 2> meta_contexts{base_allocation, forebay_cache};
+using meta_context_set = std::uint8_t;
+constexpr meta_context_set set_of(meta_context c) noexcept {
+  return static_cast<meta_context_set>(1u << static_cast<unsigned>(c));
+}
 
 inline constexpr std::size_t request_bytes = 28;
+inline constexpr std::size_t extended_request_bytes = 32;
 inline constexpr std::size_t simple_reply_bytes = 16;
 inline constexpr std::size_t chunk_header_bytes = 20;
+inline constexpr std::size_t extended_chunk_header_bytes = 32;
 
 // A request in host order.
 struct request {
@@ -112,8 +135,10 @@ struct request {
   std::uint16_t type;
   std::uint64_t cookie;
   std::uint64_t offset;
-  std::uint32_t length;
-  std::uint64_t arrived_ns;  // not on the wire: when it was received
+  std::uint64_t length;
+  // Not on the wire: when it was received, and of a block status what it is asked for.
+  std::uint64_t arrived_ns;
+  meta_context_set contexts = 0;
 
   command what() const noexcept { return static_cast<command>(type); }
   std::uint64_t end() const noexcept { return offset + length; }

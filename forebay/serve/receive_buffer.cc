@@ -16,13 +16,19 @@ receive_buffer::~receive_buffer() {
   if (small_ != nullptr) memory_.free(small_, small_bytes);
 }
 
+// What is available lies at the beginning of `to` afterwards.
+void receive_buffer::move_to(std::byte* to) noexcept {
+  std::memmove(to, bytes_ + start_, end_ - start_);
+  if (moved_ != nullptr) moved_->add(static_cast<std::int64_t>(end_ - start_));
+  end_ -= start_;
+  start_ = 0;
+}
+
 bool receive_buffer::enlarge() noexcept {
   if (bytes_ != small_) return true;
   auto* const large = static_cast<std::byte*>(memory_.allocate_extra(large_bytes));
   if (large == nullptr) return false;
-  std::memcpy(large, bytes_ + start_, end_ - start_);
-  end_ -= start_;
-  start_ = 0;
+  move_to(large);
   bytes_ = large;
   capacity_ = large_bytes;
   small_receives_ = 0;
@@ -47,6 +53,13 @@ void receive_buffer::adapt(std::size_t received, std::size_t room) noexcept {
   }
 }
 
+// So much has come to where there was room for so much.
+void receive_buffer::add(std::size_t received, std::size_t room) noexcept {
+  end_ += received;
+  received_bytes_ += received;
+  adapt(received, room);
+}
+
 task<> receive_buffer::fill(std::size_t bytes) {
   while (end_ - start_ < bytes) {
     if (start_ == end_) {
@@ -56,13 +69,22 @@ task<> receive_buffer::fill(std::size_t bytes) {
       }
     }
     if (capacity_ - start_ < bytes) {
-      std::memmove(bytes_, bytes_ + start_, end_ - start_);
-      end_ -= start_;
-      start_ = 0;
+      move_to(bytes_);
     }
     const std::size_t room = capacity_ - end_;
+    std::span<std::byte> into{bytes_ + end_, room};
+    if (tls_ != nullptr) {
+      const std::int32_t n = tls_->decrypt(into);
+      if (n == 0) co_return fail(errc::end_of_stream);
+      if (n > 0) {
+        add(static_cast<std::size_t>(n), room);
+        continue;
+      }
+      if (n != -EAGAIN) co_return fail(-n);
+      into = tls_->room();
+    }
     dma_domain& domain = loop::current()->plain();
-    const auto to = domain.map({bytes_ + end_, room}, dma_direction::from_device);
+    const auto to = domain.map(into, dma_direction::from_device);
     if (!to) co_return fail(to.error());
     const std::int32_t n = co_await loop::io_first(
         uring_request::receive(fd_, std::span<const dma_segment, 1>(&*to, 1)));
@@ -70,9 +92,11 @@ task<> receive_buffer::fill(std::size_t bytes) {
     if (n == -EINTR || n == -EAGAIN) continue;
     if (n < 0) co_return fail(-n);
     if (n == 0) co_return fail(errc::end_of_stream);
-    end_ += static_cast<std::size_t>(n);
-    received_bytes_ += static_cast<std::uint32_t>(n);
-    adapt(static_cast<std::size_t>(n), room);
+    if (tls_ != nullptr) {
+      tls_->received(static_cast<std::size_t>(n));
+    } else {
+      add(static_cast<std::size_t>(n), room);
+    }
   }
   co_return result<>{};
 }

@@ -10,8 +10,10 @@
 #include <cstddef>
 #include <span>
 
+#include "forebay/base/stats.h"
 #include "forebay/ring/loop.h"
 #include "forebay/serve/request_memory.h"
+#include "forebay/serve/tls.h"
 
 namespace forebay {
 
@@ -27,6 +29,13 @@ class receive_buffer {
 
   // False without memory for the small buffer: it is of no use then.
   bool usable() const noexcept { return small_ != nullptr; }
+
+  // From now on what comes is encrypted for this channel, which stays as long. Nothing is
+  // available.
+  void use(tls_channel& channel) noexcept { tls_ = &channel; }
+
+  // From now on the bytes that it moves, to make room behind them, are counted there.
+  void count_moves(counter& moved) noexcept { moved_ = &moved; }
 
   // Received and not consumed.
   std::span<const std::byte> available() const noexcept { return {bytes_ + start_, end_ - start_}; }
@@ -54,10 +63,14 @@ class receive_buffer {
 
   bool enlarge() noexcept;
   void make_small() noexcept;
+  void move_to(std::byte* to) noexcept;
+  void add(std::size_t received, std::size_t room) noexcept;
   void adapt(std::size_t received, std::size_t room) noexcept;
 
   const int fd_;
   request_memory& memory_;
+  tls_channel* tls_ = nullptr;
+  counter* moved_ = nullptr;
   std::byte* const small_;
   std::byte* bytes_;  // small_, or the large one
   std::size_t capacity_ = small_bytes;

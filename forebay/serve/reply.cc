@@ -18,24 +18,23 @@ std::string_view text_of(int error) noexcept {
 
 void connection::account(const nbd::request& r, bool failed) noexcept {
   if (r.type >= nbd_export::command_count) return;
-  command_statistics& s = session_.exported->of(r.what());
-  s.requests.add();
-  if (failed) {
-    s.errors.add();
-  } else {
-    s.bytes.add(r.length);
-  }
-  s.latency_ns.record(monotonic_clock::now_ns() - r.arrived_ns);
+  session_.exported->of(r.what()).record(r.length, failed,
+                                         monotonic_clock::now_ns() - r.arrived_ns);
+  client_.count(r.what(), failed ? 0 : r.length);
 }
 
-void connection::reply_chunk(const nbd::request& r, nbd::chunk type, std::uint32_t length,
+void connection::reply_chunk(const nbd::request& r, nbd::chunk type, std::uint64_t length,
                              bool last) noexcept {
-  nbd::message<nbd::chunk_header_bytes> m;
-  m.put(nbd::structured_reply_magic)
+  nbd::message<nbd::extended_chunk_header_bytes> m;
+  m.put(session_.extended ? nbd::extended_reply_magic : nbd::structured_reply_magic)
       .put(last ? nbd::chunk_done : std::uint16_t{0})
       .put(static_cast<std::uint16_t>(type))
-      .put(r.cookie)
-      .put(length);
+      .put(r.cookie);
+  if (session_.extended) {
+    m.put(r.offset).put(length);
+  } else {
+    m.put(static_cast<std::uint32_t>(length));
+  }
   out_.append(m.data(), m.size());
 }
 
@@ -43,8 +42,9 @@ void connection::reply_chunk(const nbd::request& r, nbd::chunk type, std::uint32
 void connection::reply(const nbd::request& r, std::error_code error) noexcept {
   const std::uint32_t number = error ? nbd::wire_error(to_errno(error)) : 0;
   account(r, number != 0);
-  const bool structured = session_.structured && (r.what() == nbd::command::read ||
-                                                  r.what() == nbd::command::block_status);
+  const bool structured =
+      session_.extended || (session_.structured && (r.what() == nbd::command::read ||
+                                                    r.what() == nbd::command::block_status));
   if (!structured) {
     nbd::message<nbd::simple_reply_bytes> m;
     m.put(nbd::simple_reply_magic).put(number).put(r.cookie);
@@ -53,7 +53,7 @@ void connection::reply(const nbd::request& r, std::error_code error) noexcept {
     reply_chunk(r, nbd::chunk::none, 0, true);
   } else {
     const std::string_view text = text_of(to_errno(error));
-    reply_chunk(r, nbd::chunk::error, static_cast<std::uint32_t>(6 + text.size()), true);
+    reply_chunk(r, nbd::chunk::error, 6 + text.size(), true);
     nbd::message<6> m;
     m.put(number).put(static_cast<std::uint16_t>(text.size()));
     out_.append(m.data(), m.size());
@@ -99,7 +99,7 @@ void connection::reply_pages(const nbd::request& r, std::uint64_t offset, std::s
       out_.append(m.data(), m.size());
       for (page_ref& p : pins.first(count)) p.reset();
     } else {
-      reply_chunk(r, nbd::chunk::offset_data, static_cast<std::uint32_t>(8 + n), final_chunk);
+      reply_chunk(r, nbd::chunk::offset_data, 8 + n, final_chunk);
       out_.append(m.data(), m.size());
       out_.append_pages(pins.first(count), offset - pins.front()->offset_bytes(), n);
     }

@@ -27,6 +27,10 @@ struct reply_queue::batch {
   batch(const batch&) = delete;
   batch& operator=(const batch&) = delete;
 
+  std::span<iovec> left() noexcept {
+    return {iovecs.data() + first_unsent, iovec_count - first_unsent};
+  }
+
   bool has_room(const need& n) const noexcept {
     return iovec_count + n.iovecs <= iovecs.size() && pin_count + n.pins <= pins.size() &&
            header_bytes + n.bytes <= headers.size();
@@ -67,7 +71,10 @@ reply_queue::reply_queue(loop& on, int fd, request_memory& memory) noexcept
     if (q.sending_ == nullptr) q.progress_.wake_all();  // nothing was left to send
   };
   send_event_.self = this;
-  send_event_.run = [](completion& c) noexcept { static_cast<event&>(c).self->sent(c.status); };
+  send_event_.run = [](completion& c) noexcept {
+    reply_queue& q = *static_cast<event&>(c).self;
+    q.tls_ == nullptr ? q.sent(c.status) : q.sent_encrypted(c.status);
+  };
 }
 
 reply_queue::~reply_queue() {
@@ -150,7 +157,9 @@ void reply_queue::kick() noexcept {
 
 void reply_queue::send_soon() noexcept {
   const bool enough = building_ != nullptr && building_->pinned_frames >= early_frames;
-  if (!enough || sending_ != nullptr || broken_ || first_closed_ != nullptr) return kick();
+  if (!enough || sending_ != nullptr || broken_ || first_closed_ != nullptr || tls_ != nullptr) {
+    return kick();
+  }
   // Straight away: a submission's end would be seen only after all that is ready now.
   if (!take_next()) return;
   const std::int32_t n = send_now(fd_, sending_->message.header());
@@ -170,9 +179,8 @@ bool reply_queue::take_next() noexcept {
   } else {
     return false;
   }
-  batch& b = *sending_;
-  const std::span<iovec> left(b.iovecs.data() + b.first_unsent, b.iovec_count - b.first_unsent);
-  if (const auto r = b.message.map(loop_.plain(), left); !r) {
+  if (tls_ != nullptr) return true;  // its pages are not what is sent
+  if (const auto r = sending_->message.map(loop_.plain(), sending_->left()); !r) {
     sent(-to_errno(r.error()));
     return false;
   }
@@ -184,7 +192,30 @@ void reply_queue::start_send() noexcept {
 }
 
 void reply_queue::submit_send() noexcept {
+  if (tls_ != nullptr) return submit_encrypted();
   loop_.submit(uring_request::send(fd_, sending_->message), send_event_);
+}
+
+// A few records of the batch that is being sent, or what is left of such.
+void reply_queue::submit_encrypted() noexcept {
+  if (tls_->unsent().empty()) {
+    tls_taken_ = tls_->encrypt(sending_->left());
+    if (tls_taken_ < 0) return sent(tls_taken_);
+  }
+  tls_piece_ = {tls_->unsent().data(), tls_->unsent().size()};
+  if (const auto r = sending_->message.map(loop_.plain(), {&tls_piece_, 1}); !r) {
+    return sent(-to_errno(r.error()));
+  }
+  loop_.submit(uring_request::send(fd_, sending_->message), send_event_);
+}
+
+void reply_queue::sent_encrypted(std::int32_t status) noexcept {
+  sending_->message.unmap();
+  if (status == -EINTR || status == -EAGAIN) status = 0;
+  if (status < 0) return sent(status);
+  tls_->sent(static_cast<std::size_t>(status));
+  if (!tls_->unsent().empty()) return submit_encrypted();
+  sent(std::exchange(tls_taken_, 0));
 }
 
 void reply_queue::drop_all() noexcept {
@@ -210,8 +241,7 @@ void reply_queue::sent(std::int32_t status) noexcept {
     return;
   }
   sent_bytes_ += static_cast<std::uint32_t>(status);
-  const std::span<iovec> all(b->iovecs.data() + b->first_unsent, b->iovec_count - b->first_unsent);
-  const std::span<iovec> left = advance_segments(all, static_cast<std::size_t>(status));
+  const std::span<iovec> left = advance_segments(b->left(), static_cast<std::size_t>(status));
   if (left.empty()) {
     pinned_ -= b->pinned_frames;
     give_batch(b);

@@ -21,6 +21,7 @@
 #include "forebay/ring/loop.h"
 #include "forebay/ring/wait_queue.h"
 #include "forebay/serve/request_memory.h"
+#include "forebay/serve/tls.h"
 
 namespace forebay {
 
@@ -44,6 +45,9 @@ class reply_queue {
   // False without memory for the connection's own batch: the queue is of no use then.
   bool usable() const noexcept { return own_ != nullptr; }
 
+  // From now on everything is sent by this channel, which stays as long. The queue is idle.
+  void use(tls_channel& channel) noexcept { tls_ = &channel; }
+
   // Makes sure of room for what is appended next, all of it together. False, and nothing changes,
   // when there is no memory for it now: kick(), co_await next_progress(), and ask again.
   [[nodiscard]] bool room(const need& wanted) noexcept;
@@ -58,8 +62,11 @@ class reply_queue {
   // Sends what has been appended, together with what this turn of the loop still appends.
   void kick() noexcept;
 
-  // The same for replies that have been waited for: once a few have gathered they do not wait for
-  // the turn's end, so that the client works on them while the rest is being made.
+  // The same without a wait for what is still appended: others have their turn now.
+  void send_before_others() noexcept { start_send(); }
+
+  // The same as kick() for replies that have been waited for: once a few have gathered they do not
+  // wait for the turn's end, so that the client works on them while the rest is being made.
   void send_soon() noexcept;
 
   // Frames of the pages pinned by replies that are not sent yet.
@@ -77,6 +84,10 @@ class reply_queue {
   // co_await next_progress(): until the next time of that.
   auto next_progress() noexcept {
     return progress_.wait_unless([] { return false; });
+  }
+  // while (!idle()) co_await next_idle(): until everything has gone out.
+  auto next_idle() noexcept {
+    return progress_.wait_unless([this]() noexcept { return idle(); });
   }
 
   // Bytes sent so far.
@@ -97,12 +108,17 @@ class reply_queue {
   void start_send() noexcept;
   void submit_send() noexcept;
   void sent(std::int32_t status) noexcept;
+  void submit_encrypted() noexcept;
+  void sent_encrypted(std::int32_t status) noexcept;
 
   loop& loop_;
   const int fd_;
   request_memory& memory_;
-  batch* own_;            // this connection's, wherever it is
-  bool own_free_ = true;  // it is nowhere below
+  tls_channel* tls_ = nullptr;
+  iovec tls_piece_{};           // what of it is being sent
+  std::int32_t tls_taken_ = 0;  // bytes of `sending_` that it has encrypted
+  batch* own_;                  // this connection's, wherever it is
+  bool own_free_ = true;        // it is nowhere below
   batch* building_ = nullptr;
   batch* first_closed_ = nullptr;  // a list, to be sent in this order
   batch* last_closed_ = nullptr;

@@ -4,20 +4,21 @@
 
 #include <atomic>
 
+#include "forebay/os/fd_passing.h"
 #include "forebay/serve/receive_buffer.h"
 #include "forebay/serve/test_server.h"
 
 namespace forebay {
 namespace {
 
-struct socket_pair {
-  socket_pair() {
-    int fds[2];
-    FOREBAY_ASSERT(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds) == 0);
-    ours = unique_fd(fds[0]);
-    theirs = unique_fd(fds[1]);
+// Whose other end does not wait for ever.
+struct bounded_sockets {
+  bounded_sockets() {
+    socket_pair made = *make_socket_pair();
+    ours = std::move(made.first);
+    theirs = std::move(made.second);
     const timeval limit{20, 0};
-    ::setsockopt(fds[1], SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
+    ::setsockopt(theirs.get(), SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
   }
   unique_fd ours;
   unique_fd theirs;
@@ -62,7 +63,7 @@ void append(reply_queue& q, const bytes& data, std::size_t n) {
 
 task<> wait_until_idle(reply_queue& q) {
   while (!q.idle()) {
-    co_await q.progress().wait_unless([&q]() noexcept { return q.idle(); });
+    co_await q.next_idle();
   }
   co_return result<>{};
 }
@@ -98,7 +99,7 @@ bytes receive_slowly(int fd, std::size_t n, std::size_t step) {
 }
 
 TEST(ReplyQueue, SendsWhatWasAppendedInOrder) {
-  socket_pair s;
+  bounded_sockets s;
   run_on_loop([&](loop& on) -> task<> {
     auto own = make_request_memory();
     reply_queue q(on, s.ours.get(), *own);
@@ -117,7 +118,7 @@ TEST(ReplyQueue, SendsWhatWasAppendedInOrder) {
 }
 
 TEST(ReplyQueue, KickWithNothingToSendEnds) {
-  socket_pair s;
+  bounded_sockets s;
   run_on_loop([&](loop& on) -> task<> {
     auto own = make_request_memory();
     reply_queue q(on, s.ours.get(), *own);
@@ -131,7 +132,7 @@ TEST(ReplyQueue, KickWithNothingToSendEnds) {
 // More than fits a socket's buffer, more headers and more segments than fit one batch, copies that
 // are longer than a batch's room, pages between them.
 TEST(ReplyQueue, ManyBatchesWithPartialSendsArriveWhole) {
-  socket_pair s;
+  bounded_sockets s;
   const int small = 8192;
   ::setsockopt(s.ours.get(), SOL_SOCKET, SO_SNDBUF, &small, sizeof small);
   auto memory = make_arena();
@@ -143,8 +144,8 @@ TEST(ReplyQueue, ManyBatchesWithPartialSendsArriveWhole) {
   {
     std::vector<page_ref> pages = make_pages(*memory, 300);
     std::vector<bytes> copies;
-    for (unsigned i = 0; i < 2500; ++i) copies.push_back(random_payload(rng, 1 + i % 40));
-    for (unsigned i = 0; i < 10; ++i) copies.push_back(random_payload(rng, 3000 + i * 3000));
+    for (unsigned i = 0; i < 2500; ++i) copies.push_back(random_bytes(rng, 1 + i % 40));
+    for (unsigned i = 0; i < 10; ++i) copies.push_back(random_bytes(rng, 3000 + i * 3000));
     std::size_t next_page = 0;
     for (std::size_t i = 0; i < copies.size(); ++i) {
       expected.insert(expected.end(), copies[i].begin(), copies[i].end());
@@ -187,12 +188,12 @@ TEST(ReplyQueue, ManyBatchesWithPartialSendsArriveWhole) {
     for (const page_ref& p : pages) EXPECT_FALSE(p);
   }
   EXPECT_EQ(received.size(), expected.size());
-  EXPECT_TRUE(received == expected);
+  EXPECT_TRUE(same_bytes(received, expected));
   EXPECT_EQ(memory->free_pages(), free_before);
 }
 
 TEST(ReplyQueue, PagesInOneCallAreCutAtBothEnds) {
-  socket_pair s;
+  bounded_sockets s;
   auto memory = make_arena();
   std::vector<page_ref> pages = make_pages(*memory, 3);
   run_on_loop([&](loop& on) -> task<> {
@@ -211,7 +212,7 @@ TEST(ReplyQueue, PagesInOneCallAreCutAtBothEnds) {
 }
 
 TEST(ReplyQueue, PeerThatLeavesBreaksItAndFreesThePins) {
-  socket_pair s;
+  bounded_sockets s;
   auto memory = make_arena();
   const std::size_t free_before = memory->free_pages();
   run_on_loop([&](loop& on) -> task<> {
@@ -242,7 +243,7 @@ TEST(ReplyQueue, PeerThatLeavesBreaksItAndFreesThePins) {
 }
 
 TEST(ReplyQueue, IsFullWhileManyBatchesWait) {
-  socket_pair s;
+  bounded_sockets s;
   std::thread peer;
   run_on_loop([&](loop& on) -> task<> {
     auto own = make_request_memory();
@@ -269,11 +270,11 @@ TEST(ReplyQueue, IsFullWhileManyBatchesWait) {
 
 // Without extra memory one batch does: more is refused while it is on its way, and only then.
 TEST(ReplyQueue, OneBatchIsEnoughToGoOn) {
-  socket_pair s;
+  bounded_sockets s;
   const int small = 8192;
   ::setsockopt(s.ours.get(), SOL_SOCKET, SO_SNDBUF, &small, sizeof small);
   std::mt19937_64 rng(5);
-  const bytes sent = random_payload(rng, 1u << 20);
+  const bytes sent = random_bytes(rng, 1u << 20);
   bytes received;
   std::thread peer([&] { received = receive_slowly(s.theirs.get(), sent.size(), 7000); });
   std::size_t refusals = 0;
@@ -304,9 +305,9 @@ TEST(ReplyQueue, OneBatchIsEnoughToGoOn) {
 }
 
 TEST(ReceiveBuffer, GoesOnWithTheSmallOneWithoutExtraMemory) {
-  socket_pair s;
+  bounded_sockets s;
   std::mt19937_64 rng(6);
-  const bytes sent = random_payload(rng, 1u << 20);
+  const bytes sent = random_bytes(rng, 1u << 20);
   std::thread peer([&] { static_cast<void>(send_all(s.theirs.get(), sent)); });
   std::size_t at = 0;
   run_on_loop([&](loop&) -> task<> {
@@ -332,7 +333,7 @@ TEST(ReceiveBuffer, GoesOnWithTheSmallOneWithoutExtraMemory) {
 }
 
 TEST(ReceiveBuffer, GrowsForPayloadAndShrinksAfterIt) {
-  socket_pair s;
+  bounded_sockets s;
   run_on_loop([&](loop&) -> task<> {
     auto own = make_request_memory();
     receive_buffer in(s.ours.get(), *own);
@@ -357,9 +358,9 @@ TEST(ReceiveBuffer, GrowsForPayloadAndShrinksAfterIt) {
 }
 
 TEST(ReceiveBuffer, FillsByteByByte) {
-  socket_pair s;
+  bounded_sockets s;
   std::mt19937_64 rng(2);
-  const bytes sent = random_payload(rng, 300);
+  const bytes sent = random_bytes(rng, 300);
   std::thread peer([&] {
     for (const std::byte b : sent) static_cast<void>(send_all(s.theirs.get(), {&b, 1}));
   });
@@ -385,9 +386,9 @@ TEST(ReceiveBuffer, FillsByteByByte) {
 
 // Takes of every size up to the whole buffer, across its end again and again.
 TEST(ReceiveBuffer, WrapsWithoutLosingAByte) {
-  socket_pair s;
+  bounded_sockets s;
   std::mt19937_64 rng(3);
-  const bytes sent = random_payload(rng, 5u << 20);
+  const bytes sent = random_bytes(rng, 5u << 20);
   std::thread peer([&] { static_cast<void>(send_all(s.theirs.get(), sent)); });
   std::size_t at = 0;
   run_on_loop([&](loop&) -> task<> {
@@ -416,7 +417,7 @@ TEST(ReceiveBuffer, WrapsWithoutLosingAByte) {
 }
 
 TEST(ReceiveBuffer, SkipsMoreThanItHolds) {
-  socket_pair s;
+  bounded_sockets s;
   bytes sent(1u << 20);
   sent.back() = std::byte{42};
   std::thread peer([&] { static_cast<void>(send_all(s.theirs.get(), sent)); });
@@ -433,7 +434,7 @@ TEST(ReceiveBuffer, SkipsMoreThanItHolds) {
 }
 
 TEST(ReceiveBuffer, EndOfStreamInTheMiddle) {
-  socket_pair s;
+  bounded_sockets s;
   ASSERT_TRUE(send_all(s.theirs.get(), to_bytes("abc")));
   s.theirs.reset();
   run_on_loop([&](loop&) -> task<> {

@@ -22,6 +22,7 @@
 // Any thread. Locks: those of the general_cache and the arena.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstddef>
 #include <memory>
@@ -49,6 +50,13 @@ class request_memory : public frame_memory {
   // What the tasks of a request take at most: of one that touches few pages, and of others.
   static constexpr std::size_t short_request_bytes = 8u << 10;
   static constexpr std::size_t long_request_bytes = 16u << 10;
+  // Of a read or write that counts as short, the data.
+  static constexpr std::size_t short_request_data_bytes = 12u << 10;
+
+  // How much of what a client's requests may take is not its own, which one request has always.
+  static constexpr std::size_t shared_of(std::size_t bytes) noexcept {
+    return bytes - std::min(bytes, long_request_bytes);
+  }
 
   struct options {
     unsigned max_clients = 1;

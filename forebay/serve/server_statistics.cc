@@ -1,4 +1,4 @@
-// What `forebay stat` shows: the server's statistics as JSON text.
+#include "forebay/serve/server_statistics.h"
 
 #include <nlohmann/json.hpp>
 
@@ -14,12 +14,32 @@ using json = nlohmann::ordered_json;
 constexpr std::array<const char*, nbd_export::command_count> command_names = {
     "read", "write", "disconnect", "flush", "trim", "cache", "write_zeroes", "block_status"};
 
-json cache_json(page_cache& cache) {
+// [bytes of a cache, its miss ratio] in rising order, without those that tell nothing new.
+json curve_json(page_cache& cache) {
+  constexpr double new_to_tell = 0.0005;
+  const miss_ratio_estimate e = cache.miss_ratios();
+  json points = json::array();
+  double told = 2;
+  for (std::size_t i = 0; i < e.points.size(); ++i) {
+    const auto& [pages, ratio] = e.points[i];
+    if (told - ratio < new_to_tell && i + 1 != e.points.size()) continue;
+    told = ratio;
+    points.push_back({pages * page_bytes, ratio});
+  }
+  return {{"sample_rate", e.rate},
+          {"sampled_pages", e.sampled_pages},
+          {"sampled_accesses", e.sampled_accesses},
+          {"estimator_bytes", e.bytes},
+          {"points", std::move(points)}};
+}
+
+json cache_json(page_cache& cache, const pressure_statistics& memory) {
   const page_cache_statistics s = cache.statistics();
   const std::uint64_t lookups = s.hits + s.misses;
   return {
-      {"capacity_bytes", s.capacity_bytes},
-      {"capacity_pages", s.capacity_pages},
+      {"capacity_bytes", memory.ceiling_bytes},
+      {"capacity_pages", memory.ceiling_bytes / page_bytes},
+      {"reserved_bytes", s.capacity_bytes},
       {"backing", to_string(cache.memory().backing())},
       {"free_pages", s.free_pages},
       {"resident_pages", s.resident_pages},
@@ -46,11 +66,23 @@ json cache_json(page_cache& cache) {
       {"readahead_pages", s.readahead_pages},
       {"readahead_used", s.readahead_used},
       {"readahead_wasted", s.readahead_wasted},
+      {"miss_ratio_curve", curve_json(cache)},
   };
 }
 
-json pressure_json(const pressure_monitor& monitor, shrinker_registry& shrinkers) {
-  const pressure_statistics s = monitor.statistics();
+json warm_json(const warm_store& warm) {
+  const warm_statistics& s = warm.statistics();
+  return {{"file", warm.path()},
+          {"was_clean", s.was_clean},
+          {"recovered_pages", s.recovered_pages},
+          {"dirty_pages", s.dirty_pages},
+          {"dropped_pages", s.dropped_pages},
+          {"written_back_pages", s.written_back_pages},
+          {"recovery_us", s.recovery_ns / 1000}};
+}
+
+json pressure_json(const pressure_monitor& monitor, const pressure_statistics& s,
+                   shrinker_registry& shrinkers) {
   json list = json::array();
   for (const shrinker_statistics& one : shrinkers.statistics()) {
     list.push_back({{"name", one.name},
@@ -62,7 +94,7 @@ json pressure_json(const pressure_monitor& monitor, shrinker_registry& shrinkers
   }
   json j = {
       {"limit_bytes", s.limit_bytes},
-      {"capacity_bytes", s.capacity_bytes},
+      {"capacity_bytes", s.ceiling_bytes},
       {"committed_bytes", s.committed_bytes},
       {"given_back_bytes", s.given_back_bytes},
       {"psi_events", s.psi_events},
@@ -87,13 +119,22 @@ json command_json(std::uint64_t requests, std::uint64_t bytes, std::uint64_t err
   const auto microseconds = [&](double f) {
     return static_cast<double>(latency.percentile(f)) / 1000.0;
   };
+  // [the longest that a bucket counts, how many it has], without empty ones: two looks at these
+  // tell the latencies in between.
+  json buckets = json::array();
+  for (unsigned b = 0; b < histogram::bucket_count; ++b) {
+    if (const std::uint64_t n = latency.count_of(b); n != 0) {
+      buckets.push_back({histogram::bucket_top(b), n});
+    }
+  }
   return {{"count", requests},
           {"bytes", bytes},
           {"errors", errors},
           {"p50_us", microseconds(0.5)},
           {"p90_us", microseconds(0.9)},
           {"p99_us", microseconds(0.99)},
-          {"p999_us", microseconds(0.999)}};
+          {"p999_us", microseconds(0.999)},
+          {"latency_ns", std::move(buckets)}};
 }
 
 json commands_json(std::span<nbd_export* const> exports) {
@@ -144,6 +185,77 @@ json queue_json(const request_queue& queue) {
           {"classes", classes}};
 }
 
+json vhost_json(nbd_export& e) {
+  vhost_statistics& s = e.vhost();
+  return {{"connections", s.connections.value()},
+          {"queues", s.queues.value()},
+          {"kicks", s.kicks.value()},
+          {"calls", s.calls.value()},
+          {"messages_refused", s.messages_refused.value()},
+          {"chains_refused", s.chains_refused.value()},
+          {"rings_broken", s.rings_broken.value()}};
+}
+
+json limits_json(nbd_export& e) {
+  const rate_limits l = e.rate().limits();
+  const rate_statistics s = e.rate().statistics();
+  return {{"requests_per_s", l.requests_per_s},
+          {"bytes_per_s", l.bytes_per_s},
+          {"burst_s", static_cast<double>(l.burst_ns) / 1e9},
+          {"throttled", s.throttled},
+          {"waiting", s.waiting},
+          {"waited_s", static_cast<double>(s.waited_ns) / 1e9}};
+}
+
+// Bytes of payload that were copied, and for each that was read or written.
+json copied_json(std::span<nbd_export* const> exports) {
+  constexpr std::array<const char*, payload_copies> names = {"write", "aside", "moved", "tls",
+                                                             "guest"};
+  json where = json::object();
+  std::int64_t all = 0;
+  std::int64_t served = 0;
+  for (std::size_t i = 0; i < names.size(); ++i) {
+    std::int64_t bytes = 0;
+    for (nbd_export* e : exports) bytes += e->copied(static_cast<payload_copy>(i)).value();
+    where[names[i]] = bytes;
+    all += bytes;
+  }
+  for (nbd_export* e : exports) {
+    served += e->of(nbd::command::read).bytes.value() + e->of(nbd::command::write).bytes.value();
+  }
+  return {{"bytes", all},
+          {"served_bytes", served},
+          {"per_byte", served == 0 ? 0.0 : static_cast<double>(all) / static_cast<double>(served)},
+          {"where", std::move(where)}};
+}
+
+json client_numbers(const client_report& r) {
+  return {{"requests", r.requests},
+          {"read_bytes", r.read_bytes},
+          {"written_bytes", r.written_bytes},
+          {"requests_in_flight", r.in_flight}};
+}
+
+// The most active clients, and the others together.
+json clients_json(std::span<nbd_export* const> exports) {
+  client_reports reports;
+  for (nbd_export* e : exports) e->clients().report(reports, e->name());
+  const std::uint64_t now_ns = monotonic_clock::now_ns();
+  json list = json::array();
+  for (const client_report& r : std::span(reports.first).first(reports.count)) {
+    json one = {{"id", r.id},
+                {"peer", r.peer.data()},
+                {"export", *r.exported},
+                {"door", r.door == client_door::nbd ? "nbd" : "vhost-user"},
+                {"connected_s", static_cast<double>(now_ns - std::min(now_ns, r.since_ns)) / 1e9}};
+    one.update(client_numbers(r));
+    list.push_back(std::move(one));
+  }
+  json others = {{"count", reports.others}};
+  others.update(client_numbers(reports.sum));
+  return {{"most_active", std::move(list)}, {"others", std::move(others)}};
+}
+
 json export_json(nbd_export& e) {
   nbd_export* const one[] = {&e};
   return {{"name", e.name()},
@@ -152,39 +264,75 @@ json export_json(nbd_export& e) {
           {"read_only", e.is_read_only()},
           {"block_bytes", e.options().min_block_bytes},
           {"direct", e.dev().limits().direct},
+          {"dirty_pages", e.space().dirty_pages()},
           {"requests_in_flight", e.in_flight().value()},
           {"write_policy", e.options().write_through ? "write-through" : "write-back"},
+          {"limits", limits_json(e)},
           {"queue", queue_json(e.queue())},
+          {"vhost_user", vhost_json(e)},
+          {"copied", copied_json(one)},
           {"commands", commands_json(one)}};
 }
 
 }  // namespace
 
-std::string server::statistics_text() {
-  const std::vector<nbd_export*> all = exports();
+json statistics_of(server& of) {
+  const std::vector<nbd_export*> all = of.exports();
   json exports_list = json::array();
   std::int64_t in_flight = 0;
   for (nbd_export* e : all) {
     exports_list.push_back(export_json(*e));
     in_flight += e->in_flight().value();
   }
-  const json j = {
-      {"version", version},
-      {"uptime_s", static_cast<double>(monotonic_clock::now_ns() - started_ns_) / 1e9},
-      {"threads", options_.threads},
-      // relaxed: statistics.
-      {"clients", clients_.load(std::memory_order_relaxed)},
-      {"clients_total", clients_total_.load(std::memory_order_relaxed)},  // relaxed: a statistic
-      {"clients_refused",
-       clients_refused_.load(std::memory_order_relaxed)},  // relaxed: a statistic
-      {"requests_in_flight", in_flight},
-      {"cache", cache_json(*cache_)},
-      {"memory", memory_json()},
-      {"pressure", pressure_json(*monitor_, shrinkers_)},
-      {"commands", commands_json(all)},
-      {"exports", exports_list},
+  const server_statistics s = of.statistics();
+  const pressure_statistics pressure = of.monitor().statistics();
+  const auto failed = [&s](client_failure why) {
+    return s.clients_failed[static_cast<std::size_t>(why)];
   };
+  json j = {
+      {"version", version},
+      {"uptime_s", s.uptime_s},
+      {"threads", s.threads},
+      {"clients", s.clients},
+      {"clients_total", s.clients_total},
+      {"clients_refused", s.clients_refused},
+      {"clients_failed",
+       {{"tls", failed(client_failure::tls)},
+        {"handshake_timeout", failed(client_failure::handshake_timeout)},
+        {"send_timeout", failed(client_failure::send_timeout)},
+        {"idle_timeout", failed(client_failure::idle_timeout)}}},
+      {"requests_in_flight", in_flight},
+      {"cache", cache_json(of.cache(), pressure)},
+      {"memory", memory_json()},
+      {"pressure", pressure_json(of.monitor(), pressure, of.shrinkers())},
+      {"commands", commands_json(all)},
+      {"copied", copied_json(all)},
+      {"exports", exports_list},
+      {"client_list", clients_json(all)},
+  };
+  if (const warm_store* const warm = of.cache().warm()) j["warm"] = warm_json(*warm);
+  return j;
+}
+
+std::string text_of_json(const json& j) {
   return j.dump(-1, ' ', false, json::error_handler_t::replace);
+}
+
+std::string server::statistics_text() { return text_of_json(statistics_of(*this)); }
+
+double miss_ratio_at(const json& points, double cache_bytes) {
+  double last_bytes = 0;
+  double last_ratio = 1;
+  for (const json& p : points) {
+    const auto at = p[0].get<double>();
+    const auto ratio = p[1].get<double>();
+    if (at >= cache_bytes) {
+      return last_ratio + (ratio - last_ratio) * (cache_bytes - last_bytes) / (at - last_bytes);
+    }
+    last_bytes = at;
+    last_ratio = ratio;
+  }
+  return last_ratio;
 }
 
 }  // namespace forebay

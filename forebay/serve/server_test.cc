@@ -21,6 +21,52 @@ TEST(Server, RefusesOptionsThatMakeNoSense) {
   EXPECT_FALSE(server::create({.cache_bytes = 1}));
 }
 
+// Sends so many reads at once.
+void ask_for_reads(raw_client& c, unsigned count) {
+  for (unsigned i = 0; i < count; ++i) ASSERT_TRUE(c.send(c.ask_for(command::read, i, 0, 4096)));
+}
+
+TEST(Server, ALimitHoldsItsExportAndNobodyElse) {
+  test_server s;
+  s.add(named("a"));
+  s.add(named("b"));
+  server& of = s.get();
+  EXPECT_NE(of.set_limits("c:iops=1"), "");
+  EXPECT_NE(of.set_limits("a:speed=1"), "");
+  ASSERT_EQ(of.set_limits("a:iops=1,burst=0"), "");
+  s.start();
+  rate_limit& limit = of.find_export("a")->rate();
+  raw_client one(s);
+  raw_client other(s);
+  ASSERT_TRUE(one.go("a"));
+  ASSERT_TRUE(other.go("b"));
+  ask_for_reads(one, 4);
+  ASSERT_TRUE(one.receive_answer(4096));
+  EXPECT_TRUE(somebody_waits_for(limit));
+  for (int i = 0; i < 100; ++i) ASSERT_TRUE(other.read(0, 4096));
+  EXPECT_FALSE(of.find_export("b")->rate().applies());
+  // Nothing is changed where one change cannot be.
+  EXPECT_NE(sync_wait(of.tune("limit=a:iops=0\nlimit=c:iops=0\n")).value(), "");
+  EXPECT_TRUE(limit.applies());
+  ASSERT_EQ(sync_wait(of.tune("limit=a:iops=0\n")).value(), "");
+  for (int i = 0; i < 3; ++i) ASSERT_TRUE(one.receive_answer(4096));
+  EXPECT_EQ(limit.statistics().waiting, 0u);
+  EXPECT_GT(limit.statistics().waited_ns, 0u);
+
+  // Who waits for ever is noticed when he goes, and does not hold up the server's end.
+  ASSERT_EQ(sync_wait(of.tune("limit=iops=1,bytes=64K,burst=0\n")).value(), "");
+  ASSERT_TRUE(one.send(one.ask_for(command::read, 1, 0, 4u << 20)));
+  ask_for_reads(one, 2);
+  ASSERT_TRUE(one.receive_answer(4u << 20));
+  one.close();
+  EXPECT_TRUE(s.wait_for_clients(1));
+  EXPECT_EQ(limit.statistics().waiting, 0u);
+  raw_client last(s);
+  ASSERT_TRUE(last.go("a"));
+  ask_for_reads(last, 2);
+  EXPECT_TRUE(somebody_waits_for(limit));
+}
+
 TEST(Server, NamesAreUnique) {
   test_server s;
   s.add(named("a"));
@@ -51,9 +97,44 @@ TEST(Server, StartsAndEndsManyTimes) {
   }
 }
 
+// As large as an image can be, and slow to look at: nothing.
+class bottomless_device final : public device {
+ public:
+  const device_limits& limits() const noexcept override { return limits_; }
+  void submit(bio& b) noexcept override {
+    for (const iovec& s : b.used_segments()) std::memset(s.iov_base, 0, s.iov_len);
+    complete(b, 0);
+  }
+
+ private:
+  device_limits limits_{.size_bytes = std::uint64_t{1} << 45};
+};
+
+// With extended headers a request without a payload can be about all of the image.
+TEST(Server, EndsDuringACommandOnAllOfAHugeImage) {
+  test_server s;
+  ASSERT_TRUE(s.get().add_export(std::make_unique<bottomless_device>(), named("disk")));
+  s.start();
+  raw_client leaves(s);
+  raw_client stays(s);
+  for (raw_client* const c : {&leaves, &stays}) {
+    ASSERT_TRUE(c->go("disk", raw_client::headers::extended));
+    ASSERT_TRUE(c->send(nbd_words::extended_request(command::cache, 7, 0, std::uint64_t{1} << 45)));
+  }
+  ASSERT_TRUE(raw_client(s).go("disk"));
+  leaves.close();
+  EXPECT_TRUE(s.wait_for_clients(1));
+  const auto start = clock_type::now();
+  EXPECT_TRUE(s.stop());
+  EXPECT_LT(seconds_since(start), 4);  // before the time that a client is given to leave
+  const auto a = stays.receive_answer();
+  ASSERT_TRUE(a);
+  EXPECT_EQ(a->error, 108u);
+}
+
 TEST(Server, EndWritesEverythingBack) {
   std::mt19937_64 rng(7);
-  const bytes data = random_payload(rng, 3 * mib);
+  const bytes data = random_bytes(rng, 3 * mib);
   test_server s({.threads = 2});
   test_disk& d = s.add(named("disk"));
   s.start();
@@ -135,6 +216,61 @@ TEST(Server, EndUnderLoadKeepsWhatWasAcknowledged) {
   }
 }
 
+// While clients write and verify, the cache shrinks and grows and changes its policy: no byte is
+// wrong, and the cache follows.
+TEST(Server, IsTunedUnderLoad) {
+  constexpr unsigned count = 3;
+  constexpr std::uint64_t slots = 900;  // each: more than the cache together
+  test_server s({.cache_bytes = 8 * mib, .cache_max_bytes = 24 * mib, .threads = 2});
+  s.add(named("disk"), 16 * mib);
+  s.start();
+  std::atomic<bool> over{false};
+  std::vector<std::thread> clients;
+  for (unsigned w = 0; w < count; ++w) {
+    clients.emplace_back([&, w] {
+      raw_client c(s);
+      ASSERT_TRUE(c.go("disk"));
+      std::vector<unsigned> last(slots);
+      for (unsigned i = 1; !over; ++i) {
+        const std::uint64_t slot = i * 7919ull % slots;
+        const std::uint64_t at = (w * slots + slot) * 4096;
+        ASSERT_EQ(c.read(at, 4096), bytes(4096, static_cast<std::byte>(last[slot] % 251))) << at;
+        ASSERT_EQ(c.write(at, bytes(4096, static_cast<std::byte>(i % 251))), 0u);
+        last[slot] = i;
+      }
+    });
+  }
+  raw_client control(s);
+  ASSERT_TRUE(control.greet());
+  const auto tune = [&](const std::string& changes) {
+    return control.outcome(nbd::option::tune, to_bytes(changes));
+  };
+  const auto policies = {"clock", "lru", "s3-fifo", "adaptive"};
+  for (const std::uint64_t size : {6 * mib, 24 * mib, 8 * mib, 16 * mib}) {
+    for (const std::string policy : policies) {
+      EXPECT_EQ(tune("eviction=" + policy + "\ndirty-limit=1048576"), nbd::option_reply::ack);
+      std::this_thread::sleep_for(std::chrono::milliseconds(3));
+    }
+    EXPECT_EQ(tune("cache=" + std::to_string(size)), nbd::option_reply::ack);
+    const auto arrived = [&] {
+      const pressure_statistics m = s.get().monitor().statistics();
+      return m.ceiling_bytes == std::min(size, m.capacity_bytes) && m.committed_bytes <= size;
+    };
+    for (int i = 0; i < 1000 && !arrived(); ++i) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    }
+    EXPECT_TRUE(arrived()) << size;
+  }
+  over = true;
+  for (auto& c : clients) c.join();
+  // What cannot be is refused as a whole.
+  for (const char* bad : {"eviction=fifo", "cache=1", "cache=99999999999", "cache=", "cache=9x",
+                          "colour=1", "cache", "eviction=lru\ncache=0"}) {
+    EXPECT_EQ(tune(bad), nbd::option_reply::error_invalid) << bad;
+  }
+  EXPECT_EQ(s.get().cache().statistics().eviction, eviction_policy::adaptive);
+}
+
 TEST(Server, MoreClientsThanAllowedAreTurnedAway) {
   test_server s({.max_clients = 3});
   s.add(named("disk"));
@@ -203,7 +339,7 @@ TEST(Server, ClientsVanishAtAnyMoment) {
   }
   EXPECT_TRUE(s.wait_for_clients(0));
   raw_client c(s);
-  ASSERT_TRUE(c.go("disk", true));
+  ASSERT_TRUE(c.go("disk", raw_client::headers::structured));
   EXPECT_EQ(c.flush(), 0u);
 }
 
@@ -249,7 +385,7 @@ bytes noisy_handshake(std::mt19937_64& rng) {
         data = raw_client::context_data("disk", {"base:allocation", "x:"});
         break;
       case 2:
-        data = random_payload(rng, rng() % 300);
+        data = random_bytes(rng, rng() % 300);
         break;
       default:
         break;
@@ -294,15 +430,16 @@ TEST_P(ServerNoise, HurtsNobodyElse) {
   std::thread beside([&] {
     raw_client c(s);
     std::mt19937_64 rng(100 + GetParam());
-    ASSERT_TRUE(c.go("quiet", true));
+    ASSERT_TRUE(c.go("quiet", raw_client::headers::structured));
     while (!over) {
-      const bytes data = random_payload(rng, 1 + rng() % 50'000);
+      const bytes data = random_bytes(rng, 1 + rng() % 50'000);
       const std::uint64_t at = rng() % (8 * mib - data.size());
       ASSERT_EQ(c.write(at, data), 0u);
       const auto got = c.read(at, static_cast<std::uint32_t>(data.size()));
       ASSERT_TRUE(got);
-      ASSERT_TRUE(*got == data);
+      ASSERT_TRUE(same_bytes(*got, data));
       ASSERT_EQ(c.flush(), 0u);
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));  // leaves the CPUs to the others
     }
   });
   std::mt19937_64 rng(GetParam());

@@ -9,6 +9,7 @@
 #include <sys/time.h>
 #include <unistd.h>
 
+#include <array>
 #include <chrono>
 #include <cstring>
 #include <list>
@@ -19,48 +20,13 @@
 #include <thread>
 #include <vector>
 
+#include "forebay/base/test_bytes.h"
 #include "forebay/block/fault_device.h"
 #include "forebay/block/memory_device.h"
 #include "forebay/serve/server.h"
+#include "forebay/serve/test_wire.h"
 
 namespace forebay {
-
-using bytes = std::vector<std::byte>;
-
-inline bytes random_payload(std::mt19937_64& rng, std::size_t n) {
-  bytes v(n);
-  for (std::size_t i = 0; i < n; i += sizeof(std::uint64_t)) {
-    const std::uint64_t word = rng();
-    std::memcpy(v.data() + i, &word, std::min(n - i, sizeof word));
-  }
-  return v;
-}
-
-inline bytes to_bytes(std::string_view s) {
-  const auto* p = reinterpret_cast<const std::byte*>(s.data());
-  return {p, p + s.size()};
-}
-
-// Big-endian fields and text, one after the other.
-class wire {
- public:
-  template <std::unsigned_integral T>
-  wire& put(T v) {
-    std::byte raw[sizeof v];
-    nbd::store(raw, v);
-    data_.insert(data_.end(), raw, raw + sizeof raw);
-    return *this;
-  }
-  wire& put(std::string_view s) { return put(to_bytes(s)); }
-  wire& put(const bytes& b) {
-    data_.insert(data_.end(), b.begin(), b.end());
-    return *this;
-  }
-  const bytes& data() const { return data_; }
-
- private:
-  bytes data_;
-};
 
 // A device that somebody else owns, so that it can be looked at when the server has gone.
 class lent_device final : public device {
@@ -89,6 +55,14 @@ inline export_options named(std::string name, bool write_through = false) {
   o.name = std::move(name);
   o.write_through = write_through;
   return o;
+}
+
+// Within 20 s a request waits for this limit.
+inline bool somebody_waits_for(const rate_limit& limit) {
+  for (int i = 0; i < 20'000 && limit.statistics().waiting == 0; ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  return limit.statistics().waiting != 0;
 }
 
 class test_server {
@@ -150,7 +124,7 @@ class test_server {
 };
 
 // A blocking client; no wait of it is longer than 20 seconds.
-class raw_client {
+class raw_client : public nbd_words {
  public:
   struct option_answer {
     nbd::option which{};
@@ -162,12 +136,16 @@ class raw_client {
   };
   struct answer {
     std::uint64_t cookie = 0;
+    std::uint64_t offset = 0;  // of the request, where the headers are extended
     std::uint32_t error = 0;
     bool structured = false;
     bool done = true;
     nbd::chunk type = nbd::chunk::none;
     bytes payload;  // a chunk's, or the data of a simple reply to a read
   };
+
+  // What the transmission is to have.
+  enum class headers { simple, structured, extended };
 
   explicit raw_client(const test_server& s) {
     endpoint at;
@@ -192,9 +170,9 @@ class raw_client {
 
   // The server has ended the connection: everything that is still received, then the end.
   bool at_end() {
-    std::byte b{};
+    std::array<std::byte, 16384> unread;
     for (;;) {
-      const ssize_t n = ::recv(socket_.get(), &b, 1, 0);
+      const ssize_t n = ::recv(socket_.get(), unread.data(), unread.size(), 0);
       if (n == 0) return true;
       if (n < 0) return errno == ECONNRESET;
     }
@@ -215,15 +193,6 @@ class raw_client {
     }
     handshake_flags = nbd::load<std::uint16_t>(g->data() + 16);
     return send(wire().put(flags));
-  }
-
-  static wire option(nbd::option which, const bytes& data = {}) {
-    wire w;
-    w.put(nbd::option_magic)
-        .put(static_cast<std::uint32_t>(which))
-        .put(static_cast<std::uint32_t>(data.size()))
-        .put(data);
-    return w;
   }
 
   std::optional<option_answer> receive_option() {
@@ -257,30 +226,18 @@ class raw_client {
     return all.empty() ? nbd::option_reply{} : all.back().type;
   }
 
-  static bytes go_data(std::string_view name, const std::vector<std::uint16_t>& infos = {}) {
-    wire w;
-    w.put(static_cast<std::uint32_t>(name.size())).put(name);
-    w.put(static_cast<std::uint16_t>(infos.size()));
-    for (const std::uint16_t i : infos) w.put(i);
-    return w.data();
-  }
-
-  static bytes context_data(std::string_view name, const std::vector<std::string>& queries) {
-    wire w;
-    w.put(static_cast<std::uint32_t>(name.size())).put(name);
-    w.put(static_cast<std::uint32_t>(queries.size()));
-    for (const std::string& q : queries) w.put(static_cast<std::uint32_t>(q.size())).put(q);
-    return w.data();
-  }
-
-  bool go(std::string_view name = "", bool structured_replies = false, bool contexts = false) {
+  bool go(std::string_view name = "", headers wanted = headers::simple,
+          const std::vector<std::string>& contexts = {}) {
     if (!greet()) return false;
-    if (structured_replies) {
+    if (wanted != headers::simple) {
+      const auto which = wanted == headers::extended ? nbd::option::extended_headers
+                                                     : nbd::option::structured_reply;
+      if (outcome(which) != nbd::option_reply::ack) return false;
       structured = true;
-      if (outcome(nbd::option::structured_reply) != nbd::option_reply::ack) return false;
+      extended = wanted == headers::extended;
     }
-    if (contexts && outcome(nbd::option::set_meta_context,
-                            context_data(name, {nbd::base_allocation})) != nbd::option_reply::ack) {
+    if (!contexts.empty() && outcome(nbd::option::set_meta_context, context_data(name, contexts)) !=
+                                 nbd::option_reply::ack) {
       return false;
     }
     return outcome(nbd::option::go, go_data(name)) == nbd::option_reply::ack;
@@ -288,12 +245,12 @@ class raw_client {
 
   // ---- Transmission ----
 
-  static wire request(nbd::command c, std::uint64_t cookie, std::uint64_t offset = 0,
-                      std::uint32_t length = 0, std::uint16_t flags = 0, const bytes& data = {}) {
-    wire w;
-    w.put(nbd::request_magic).put(flags).put(static_cast<std::uint16_t>(c)).put(cookie);
-    w.put(offset).put(length).put(data);
-    return w;
+  // With the one that has been settled.
+  wire ask_for(nbd::command c, std::uint64_t cookie, std::uint64_t offset = 0,
+               std::uint32_t length = 0, std::uint16_t flags = 0, const bytes& data = {}) const {
+    if (!extended) return request(c, cookie, offset, length, flags, data);
+    if (c == nbd::command::write) flags |= nbd::flag_payload_len;
+    return extended_request(c, cookie, offset, length, flags, data);
   }
 
   // One simple reply or chunk. `read_length`: of the read that a simple reply without error
@@ -312,16 +269,22 @@ class raw_client {
       a.payload = std::move(*data);
       return a;
     }
-    if (magic != nbd::structured_reply_magic) {
+    if (magic != (extended ? nbd::extended_reply_magic : nbd::structured_reply_magic)) {
       ADD_FAILURE() << "reply magic " << magic;
       return std::nullopt;
     }
     a.structured = true;
     a.done = (nbd::load<std::uint16_t>(h->data() + 4) & nbd::chunk_done) != 0;
     a.type = static_cast<nbd::chunk>(nbd::load<std::uint16_t>(h->data() + 6));
-    const auto length = receive(4);
+    if (extended) {
+      const auto offset = receive(8);
+      if (!offset) return std::nullopt;
+      a.offset = nbd::load<std::uint64_t>(offset->data());
+    }
+    const auto length = receive(extended ? 8 : 4);
     if (!length) return std::nullopt;
-    auto data = receive(nbd::load<std::uint32_t>(length->data()));
+    auto data = receive(extended ? nbd::load<std::uint64_t>(length->data())
+                                 : nbd::load<std::uint32_t>(length->data()));
     if (!data) return std::nullopt;
     a.payload = std::move(*data);
     if (a.type == nbd::chunk::error || a.type == nbd::chunk::error_offset) {
@@ -334,13 +297,16 @@ class raw_client {
   std::uint32_t call(nbd::command c, std::uint64_t offset = 0, std::uint32_t length = 0,
                      std::uint16_t flags = 0, const bytes& data = {}) {
     const std::uint64_t cookie = next_cookie_++;
-    if (!send(request(c, cookie, offset, length, flags, data))) return UINT32_MAX;
+    if (!send(ask_for(c, cookie, offset, length, flags, data))) return UINT32_MAX;
     for (;;) {
       const auto a = receive_answer(c == nbd::command::read ? length : 0);
       if (!a) return UINT32_MAX;
       EXPECT_EQ(a->cookie, cookie);
-      EXPECT_EQ(a->structured,
-                structured && (c == nbd::command::read || c == nbd::command::block_status));
+      EXPECT_EQ(a->structured, extended || (structured && (c == nbd::command::read ||
+                                                           c == nbd::command::block_status)));
+      if (extended) {
+        EXPECT_EQ(a->offset, offset);
+      }
       if (a->error != 0 || a->done) return a->error;
     }
   }
@@ -353,7 +319,7 @@ class raw_client {
   // A read's data, put together of its chunks; nothing at an error or if the pieces do not fit.
   std::optional<bytes> read(std::uint64_t offset, std::uint32_t length, std::uint16_t flags = 0) {
     const std::uint64_t cookie = next_cookie_++;
-    if (!send(request(nbd::command::read, cookie, offset, length, flags))) return std::nullopt;
+    if (!send(ask_for(nbd::command::read, cookie, offset, length, flags))) return std::nullopt;
     bytes data(length);
     std::string got(length, 'n');
     for (;;) {
@@ -380,6 +346,7 @@ class raw_client {
 
   std::uint16_t handshake_flags = 0;
   bool structured = false;
+  bool extended = false;
   std::uint64_t chunks = 0;
 
  private:

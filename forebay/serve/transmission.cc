@@ -3,9 +3,11 @@
 #include <algorithm>
 #include <cstring>
 #include <optional>
+#include <utility>
 
 #include "forebay/base/cache_line.h"
 #include "forebay/block/plug.h"
+#include "forebay/os/socket.h"
 #include "forebay/serve/connection.h"
 
 namespace forebay {
@@ -15,10 +17,19 @@ namespace {
 constexpr std::size_t whole_write_bytes = 64u << 10;
 // A read up to this many pages is answered at once if all of them are there.
 constexpr std::size_t at_once_pages = 64;
-// What a request that counts as short touches at most.
-constexpr std::size_t short_request_data_bytes = 12u << 10;
-// Requests of other kinds that are parsed before other connections have their turn.
-constexpr unsigned dispatches_in_turn = 256;
+// Announced at a time.
+constexpr std::size_t expected_reads = 64;
+// What requests are charged beside their data, as bytes: about so much could be moved in the time.
+constexpr std::uint64_t at_once_cost = 8u << 10;
+constexpr std::uint64_t task_cost = 24u << 10;
+constexpr std::uint64_t status_cost = 128u << 10;  // a block status asks much of the device
+// Requests that may end without a wait before there is one: it bounds the stack where a compiler
+// without optimisation makes no tail call of a task that ends so.
+constexpr unsigned dispatches_max = 256;
+
+std::uint64_t cost_of(const nbd::request& r) noexcept {
+  return r.what() == nbd::command::block_status ? status_cost : task_cost;
+}
 
 std::size_t pages_of(std::uint64_t offset, std::uint64_t length) noexcept {
   return ((offset + length - 1) >> page_shift) - (offset >> page_shift) + 1;
@@ -39,6 +50,29 @@ std::uint16_t allowed_flags(nbd::command c) noexcept {
 
 bool changes_data(nbd::command c) noexcept {
   return c == nbd::command::write || c == nbd::command::trim || c == nbd::command::write_zeroes;
+}
+
+// A flush makes good what has been let in: it has its place in the order of its client's requests,
+// and no other.
+bool is_limited(const nbd::request& r) noexcept { return r.what() != nbd::command::flush; }
+
+// What a request's header says of it, of either kind.
+std::uint16_t type_in(const std::byte* header) noexcept {
+  return nbd::load<std::uint16_t>(header + 6);
+}
+std::uint64_t offset_in(const std::byte* header) noexcept {
+  return nbd::load<std::uint64_t>(header + 16);
+}
+bool is_read(const std::byte* header) noexcept {
+  return static_cast<nbd::command>(type_in(header)) == nbd::command::read;
+}
+
+// What a request moves. Those that carry nothing count as one each, whatever their range.
+std::uint64_t limited_bytes(const nbd::request& r) noexcept {
+  const nbd::command c = r.what();
+  const bool moves =
+      c == nbd::command::read || c == nbd::command::write || c == nbd::command::cache;
+  return moves ? std::min<std::uint64_t>(r.length, nbd::max_payload_bytes) : 0;
 }
 
 }  // namespace
@@ -62,12 +96,12 @@ int connection::validate(const nbd::request& r) const noexcept {
   if ((r.flags & nbd::flag_df) != 0 && !session_.structured) return EINVAL;
   // A status of nothing would be a reply without the chunk that the protocol demands.
   if (c == nbd::command::block_status &&
-      (r.length == 0 || session_.allocation_of != session_.exported)) {
+      (r.length == 0 || r.contexts == 0 || session_.contexts_of != session_.exported)) {
     return EINVAL;
   }
   if (session_.knows_block_size) {
     const std::uint32_t block = e.options().min_block_bytes;
-    if (!is_aligned(r.offset, std::uint64_t{block}) || !is_aligned(r.length, block)) return EINVAL;
+    if (!is_aligned(r.offset | r.length, std::uint64_t{block})) return EINVAL;
   }
   return 0;
 }
@@ -76,46 +110,121 @@ bool connection::must_sync(const nbd::request& r) const noexcept {
   return (r.flags & nbd::flag_fua) != 0 || session_.exported->options().write_through;
 }
 
+// A request's header. Error: it is none, or of a payload that nobody could want. With extended
+// headers a flag says whether a payload follows, which one has to for a write: there it is turned
+// round, so that the flag stands for what is out of the ordinary.
+result<nbd::request> connection::parse(const std::byte* at) const noexcept {
+  const bool extended = session_.extended;
+  const auto magic = nbd::load<std::uint32_t>(at);
+  if (magic != (extended ? nbd::extended_request_magic : nbd::request_magic))
+    return fail(errc::protocol);
+  nbd::request r{nbd::load<std::uint16_t>(at + 4),
+                 type_in(at),
+                 nbd::load<std::uint64_t>(at + 8),
+                 offset_in(at),
+                 extended ? nbd::load<std::uint64_t>(at + 24) : nbd::load<std::uint32_t>(at + 24),
+                 arrived_ns_,
+                 session_.contexts};
+  if (!extended) return r;
+  if ((r.flags & nbd::flag_payload_len) != 0 && r.length > nbd::max_payload_bytes)
+    return fail(errc::protocol);
+  if (r.what() == nbd::command::write) r.flags ^= nbd::flag_payload_len;
+  return r;
+}
+
+// Sends what there is when there is no more to answer: the more together the better, unless others
+// wait for their turn and nothing of its own is under way.
+void connection::send_at_rest() noexcept {
+  if (!loop_.turns().contended() || tasks_.running() != 0) return out_.kick();
+  out_.send_before_others();
+  loop_.end_turn();
+}
+
 task<> connection::transmit() {
   std::optional<plug> together;
+  in_.count_moves(session_.exported->copied(payload_copy::moved));
+  if (tls_) tls_->count_copies(session_.exported->copied(payload_copy::tls));
+  const std::size_t header_bytes = request_header_bytes();
   for (unsigned dispatched = 0;;) {
-    if (in_.available().size() < nbd::request_bytes) {
-      out_.kick();
-      const result<> r = co_await in_.fill(nbd::request_bytes);
+    if (in_.available().size() < header_bytes) {
+      send_at_rest();
+      at_rest_ = true;
+      const result<> r = co_await in_.fill(header_bytes);
+      at_rest_ = false;
       if (!r) co_return r;
       arrived_ns_ = monotonic_clock::now_ns();
+      expect_reads();
+    }
+    if (!may_work()) {
+      together.reset();
+      co_await its_turn();
     }
     // Room for what is answered at once, even if that is an error.
     while (out_.full() || !out_.room(small_reply)) co_await next_chance();
     if (stopping_ || out_.broken()) co_return fail(errc::end_of_stream);
-    const std::byte* at = in_.available().data();
-    if (nbd::load<std::uint32_t>(at) != nbd::request_magic) co_return fail(errc::protocol);
-    const nbd::request r{nbd::load<std::uint16_t>(at + 4),  nbd::load<std::uint16_t>(at + 6),
-                         nbd::load<std::uint64_t>(at + 8),  nbd::load<std::uint64_t>(at + 16),
-                         nbd::load<std::uint32_t>(at + 24), arrived_ns_};
-    in_.consume(nbd::request_bytes);
+    const result<nbd::request> parsed = parse(in_.available().data());
+    if (!parsed) co_return fail(parsed.error());
+    const nbd::request& r = *parsed;
+    in_.consume(header_bytes);
     if (r.what() == nbd::command::disconnect) co_return result<>{};
+    if (session_.exported->rate().applies() && is_limited(r)) [[unlikely]] {
+      place_ = {.bytes = limited_bytes(r)};
+      for (std::uint64_t ns; (ns = must_wait()) != 0;) {
+        together.reset();
+        out_.kick();
+        co_await place_left_.wait_unless([this]() noexcept { return ending(); }, ns);
+      }
+      if (ending()) co_return fail(errc::end_of_stream);
+    }
     if (r.what() == nbd::command::read && read_at_once(r)) continue;
-    if (r.what() == nbd::command::write && write_at_once(r)) continue;
-    // Others get their turn beside a client that sends without end. It also bounds the stack where
-    // a compiler without optimisation makes no tail call of a task that ends without waiting.
-    if (++dispatched % dispatches_in_turn == 0) co_await yield_turn();
+    const bool unusual = session_.extended && (r.flags & nbd::flag_payload_len) != 0;
+    if (r.what() == nbd::command::write && !unusual && write_at_once(r)) continue;
+    turn_.charge(cost_of(r));
+    if (++dispatched >= dispatches_max) {
+      dispatched = 0;
+      co_await yield_turn();
+    }
     // Reads of neighbours that are there already go to the device together.
     const bool goes_on = continued_by_next(r);
     if (goes_on && !together) together.emplace();
-    const result<> handled = co_await dispatch(r);
+    task<> work = unusual ? dispatch_unusual(r) : dispatch(r);
+    const result<> handled = co_await std::move(work);
     if (!handled) co_return handled;
     if (!goes_on) together.reset();
   }
 }
 
+// Reads that have arrived together are looked up one after the other, and each look-up waits for
+// memory a few times. So all of them are announced before the first.
+void connection::expect_reads() const noexcept {
+  std::array<std::uint64_t, expected_reads> offsets;
+  std::size_t n = 0;
+  const std::size_t step = request_header_bytes();
+  for (std::span<const std::byte> arrived = in_.available();
+       arrived.size() >= step && n < offsets.size(); arrived = arrived.subspan(step)) {
+    if (!is_read(arrived.data())) break;
+    offsets[n++] = offset_in(arrived.data());
+  }
+  if (n > 1) session_.exported->space().expect_reads({offsets.data(), n});
+}
+
+// How long the request at hand has to wait for its export's limit before it asks again; 0: it
+// begins, or the connection is ending.
+std::uint64_t connection::must_wait() noexcept {
+  rate_limit& limit = session_.exported->rate();
+  const std::uint64_t now_ns = monotonic_clock::now_ns();
+  // While it waits nobody looks at the socket.
+  if (place_.since_ns != 0 && has_hung_up(socket_.get())) stopping_ = true;
+  if (!ending()) return limit.ask(place_, now_ns);
+  limit.leave(place_, now_ns);
+  return 0;
+}
+
 // Whether `r` is a read and the next request, which has arrived, reads on where it ends.
 bool connection::continued_by_next(const nbd::request& r) const noexcept {
   const std::span<const std::byte> next = in_.available();
-  if (r.what() != nbd::command::read || next.size() < nbd::request_bytes) return false;
-  return nbd::load<std::uint16_t>(next.data() + 6) ==
-             static_cast<std::uint16_t>(nbd::command::read) &&
-         nbd::load<std::uint64_t>(next.data() + 16) == r.end();
+  if (r.what() != nbd::command::read || next.size() < request_header_bytes()) return false;
+  return is_read(next.data()) && offset_in(next.data()) == r.end();
 }
 
 // Answers a read that is a hit all over; false if it is anything else.
@@ -130,6 +239,7 @@ bool connection::read_at_once(const nbd::request& r) {
   std::array<page_ref, at_once_pages> pins;
   const auto pinned = session_.exported->space().try_pin(r.offset, r.length, pins);
   if (!pinned) return false;
+  turn_.charge(at_once_cost + r.length);
   reply_pages(r, r.offset, r.length, {pins.data(), *pinned}, true);
   return true;
 }
@@ -141,7 +251,10 @@ bool connection::write_at_once(const nbd::request& r) {
   if (must_sync(r) || validate(r) != 0 || !out_.room(small_reply)) return false;
   const std::span<const std::byte> data = in_.available().first(r.length);
   // What is written of a write that turns out to have to wait is written again: the same bytes.
-  if (session_.exported->space().try_write(r.offset, data) != r.length) return false;
+  const std::size_t done = session_.exported->space().try_write(r.offset, data);
+  session_.exported->count_copy(payload_copy::write, done);
+  if (done != r.length) return false;
+  turn_.charge(at_once_cost + r.length);
   in_.consume(r.length);
   reply(r, {});
   return true;
@@ -150,7 +263,7 @@ bool connection::write_at_once(const nbd::request& r) {
 // What the tasks of a request may take of the request memory.
 std::size_t connection::share_of(const nbd::request& r) noexcept {
   const bool is_short = (r.what() == nbd::command::read || r.what() == nbd::command::write) &&
-                        r.length <= short_request_data_bytes;
+                        r.length <= request_memory::short_request_data_bytes;
   return is_short ? request_memory::short_request_bytes : request_memory::long_request_bytes;
 }
 
@@ -160,8 +273,9 @@ bool connection::begin_request(const nbd::request& r) noexcept {
   if (tasks_.running() >= max_tasks) return false;
   const std::size_t after = request_bytes_ + share_of(r);
   if (request_bytes_ != 0) {
-    if (shared_of(after) > host_.request_allowance()) return false;
-    if (!host_.memory().take_request_share(shared_of(after) - shared_of(request_bytes_))) {
+    if (request_memory::shared_of(after) > host_.request_allowance()) return false;
+    if (!host_.memory().take_request_share(request_memory::shared_of(after) -
+                                           request_memory::shared_of(request_bytes_))) {
       return false;
     }
   }
@@ -171,20 +285,24 @@ bool connection::begin_request(const nbd::request& r) noexcept {
 
 void connection::end_request(const nbd::request& r) noexcept {
   const std::size_t after = request_bytes_ - share_of(r);
-  host_.memory().return_request_share(shared_of(request_bytes_) - shared_of(after));
+  host_.memory().return_request_share(request_memory::shared_of(request_bytes_) -
+                                      request_memory::shared_of(after));
   request_bytes_ = after;
 }
 
 // Runs `work`, which ends with task_done(), as a task of its own; false without memory for that.
 bool connection::spawn(task<> work) noexcept {
   session_.exported->in_flight().add(1);
+  client_.began();
   if (std::move(work).spawn(tasks_)) return true;
   session_.exported->in_flight().add(-1);
+  client_.ended();
   return false;
 }
 
 void connection::task_done(const nbd::request& r) noexcept {
   session_.exported->in_flight().add(-1);
+  client_.ended();
   end_request(r);
   out_.send_soon();
   task_ended_.wake_all();
@@ -202,9 +320,50 @@ task<> connection::dispatch(nbd::request r) {
     end_request(r);
     e = ENOMEM;
   }
+  co_return co_await refuse(r, e);
+}
+
+task<> connection::refuse(const nbd::request& r, int error) {
   while (!may_reply(small_reply)) co_await next_chance();
-  reply(r, {e, std::generic_category()});
+  reply(r, {error, std::generic_category()});
   co_return result<>{};
+}
+
+// A write without a payload, or another request with one: it may have one if it is a block status,
+// and whatever it is, the payload has to be got out of the way.
+task<> connection::dispatch_unusual(nbd::request r) {
+  if (r.what() == nbd::command::write) co_return co_await refuse(r, EINVAL);
+  r.flags ^= nbd::flag_payload_len;
+  constexpr std::size_t longest = 8 + 4 * nbd::meta_contexts.size();
+  const std::uint64_t payload_bytes = r.length;
+  bool good = false;
+  if (r.what() == nbd::command::block_status && payload_bytes <= longest) {
+    if (const result<> filled = co_await in_.fill(payload_bytes); !filled) co_return filled;
+    good = select_contexts(r, in_.available().first(payload_bytes));
+    in_.consume(payload_bytes);
+  } else if (const result<> skipped = co_await in_.skip(payload_bytes); !skipped) {
+    co_return skipped;
+  }
+  if (!good) co_return co_await refuse(r, EINVAL);
+  co_return co_await dispatch(r);
+}
+
+// The payload of a block status: how much it is about, and which contexts. False if it names one
+// twice, or one that was not selected.
+bool connection::select_contexts(nbd::request& r,
+                                 std::span<const std::byte> payload) const noexcept {
+  if (payload.size() < 8 || payload.size() % 4 != 0) return false;
+  r.length = nbd::load<std::uint64_t>(payload.data());
+  unsigned wanted = 0;
+  for (payload = payload.subspan(8); !payload.empty(); payload = payload.subspan(4)) {
+    const auto id = nbd::load<std::uint32_t>(payload.data());
+    if (id == 0 || id > nbd::meta_contexts.size()) return false;
+    const unsigned bit = 1u << (id - 1);
+    if ((wanted & bit) != 0 || (session_.contexts & bit) == 0) return false;
+    wanted |= bit;
+  }
+  r.contexts = static_cast<nbd::meta_context_set>(wanted);
+  return true;
 }
 
 task<> connection::receive_write(nbd::request r) {
@@ -213,7 +372,7 @@ task<> connection::receive_write(nbd::request r) {
   std::error_code error;
   if (const int e = validate(r); e != 0) {
     // The payload has to be got out of the way, within reason.
-    if (r.length > 2 * nbd::max_payload_bytes) co_return fail(errc::protocol);
+    if (r.length > std::uint64_t{2} * nbd::max_payload_bytes) co_return fail(errc::protocol);
     const result<> skipped = co_await in_.skip(r.length);
     if (!skipped) co_return skipped;
     error = {e, std::generic_category()};
@@ -224,17 +383,20 @@ task<> connection::receive_write(nbd::request r) {
   } else {
     const result<> filled = co_await in_.fill(r.length);
     if (!filled) co_return filled;
+    turn_.charge(r.length);
     address_space& space = session_.exported->space();
     const std::span<const std::byte> data = in_.available().first(r.length);
-    const std::size_t done = space.try_write(r.offset, data);
+    std::size_t done = space.try_write(r.offset, data);
     if (done != r.length) {
       if (write_aside(r, data.subspan(done))) {
+        session_.exported->count_copy(payload_copy::write, done);
         in_.consume(r.length);
         co_return result<>{};
       }
-      const result<> written = co_await space.write(r.offset + done, data.subspan(done));
+      const result<> written = co_await space.write(r.offset + done, data.subspan(done), &done);
       if (!written) error = written.error();
     }
+    session_.exported->count_copy(payload_copy::write, done);
     in_.consume(r.length);
   }
   if (!error && r.length != 0 && must_sync(r)) {
@@ -256,6 +418,7 @@ bool connection::write_aside(const nbd::request& r, std::span<const std::byte> d
   if (memory != nullptr) {
     auto* const copy = static_cast<std::byte*>(memory);
     std::memcpy(copy, data.data(), data.size());
+    session_.exported->count_copy(payload_copy::aside, data.size());
     if (spawn(finish_write(r, {copy, data.size()}))) return true;
     host_.memory().free_extra(memory, data.size());
   }
@@ -272,16 +435,22 @@ task<std::error_code> connection::write_streamed(const nbd::request& r) {
   const std::uint64_t end = r.end();
   while (at < end) {
     const std::size_t wanted = std::min<std::uint64_t>(end - at, page_bytes - at % page_bytes);
+    if (!may_work()) co_await its_turn();
     const result<> filled = co_await in_.fill(wanted);
     if (!filled) co_return fail(filled.error());
     std::size_t n = std::min<std::uint64_t>(in_.available().size(), end - at);
     if (at + n < end) n -= (at + n) % page_bytes;  // whole pages, but for the last
     const std::span<const std::byte> data = in_.available().first(n);
-    const std::size_t done = error ? n : space.try_write(at, data);
-    if (done < n) {
-      const result<> written = co_await space.write(at + done, data.subspan(done));
-      if (!written) error = written.error();
+    std::size_t done = 0;
+    if (!error) {
+      done = space.try_write(at, data);
+      if (done < n) {
+        const result<> written = co_await space.write(at + done, data.subspan(done), &done);
+        if (!written) error = written.error();
+      }
     }
+    session_.exported->count_copy(payload_copy::write, done);
+    turn_.charge(n);
     in_.consume(n);
     at += n;
   }
@@ -295,7 +464,9 @@ task<> connection::finish_write(nbd::request r, std::span<std::byte> copy) {
   address_space& space = session_.exported->space();
   std::error_code error;
   if (!copy.empty()) {
-    const result<> written = co_await space.write(r.end() - copy.size(), copy);
+    std::size_t done = 0;
+    const result<> written = co_await space.write(r.end() - copy.size(), copy, &done);
+    session_.exported->count_copy(payload_copy::write, done);
     host_.memory().free_extra(copy.data(), copy.size());
     if (!written) error = written.error();
   }

@@ -72,7 +72,9 @@ void server::worker::thread_main(std::promise<std::error_code>* ready, arena* me
   loop_ = std::move(*made);
   loop_->set_frames(&server_.memory());
   loop_->set_busy_poll(server_.options_.busy_poll_ns);
-  const auto registered = loop_->registered().add(*memory);
+  // What a warm restart is for is that the service goes on soon.
+  const auto registered = loop_->registered().add(
+      *memory, server_.options_.warm ? uring_domain::pace::gradual : uring_domain::pace::at_once);
   *unregistered = registered ? loop_->registered().shortfall(*memory) : registered.error();
   if (!fds.empty()) {
     // Without registered files every transfer looks its file up: slower, and otherwise the same.
@@ -134,7 +136,30 @@ void server::worker::arrived(unique_fd socket) noexcept {
   auto* c = new (raw) client(server_, *loop_, std::move(socket));
   if (!c->conn.usable()) return end_client(c);
   connections_.push_back(c->conn);
+  start_checks();
   if (!serve_client(c).spawn(clients_)) end_client(c);
+}
+
+// A limit is kept to within a quarter of it; nothing goes off without clients or limits.
+void server::worker::start_checks() noexcept {
+  const connection_settings& limits = server_.settings();
+  std::uint64_t shortest_ns = UINT64_MAX;
+  for (const std::uint64_t ns : {limits.send_timeout_ns, limits.idle_timeout_ns}) {
+    if (ns != 0) shortest_ns = std::min(shortest_ns, ns);
+  }
+  if (check_.started || shortest_ns == UINT64_MAX || connections_.empty()) return;
+  check_.started = true;
+  check_.self = this;
+  check_.completion::run = [](completion& c) noexcept {
+    worker& w = *static_cast<check&>(c).self;
+    w.check_.started = false;
+    const std::uint64_t now_ns = monotonic_clock::now_ns();
+    for (connection& one : w.connections_) one.check_time(now_ns);
+    w.start_checks();
+  };
+  check_.when.done = &check_;
+  check_.when.deadline_ns = monotonic_clock::now_ns() + shortest_ns / 4;
+  loop_->start(check_.when);
 }
 
 void server::worker::end_client(client* c) noexcept {
@@ -143,6 +168,8 @@ void server::worker::end_client(client* c) noexcept {
   server_.memory().free(c, sizeof *c);
   server_.client_left();
   client_left_.wake_all();
+  // If it has gone off at this moment it finds nobody.
+  if (connections_.empty() && check_.started && loop_->cancel(check_.when)) check_.started = false;
 }
 
 task<> server::worker::serve_client(client* c) {

@@ -57,6 +57,7 @@ class server::worker {
   void arrived(unique_fd socket) noexcept;
   task<> serve_client(client* c);
   void end_client(client* c) noexcept;
+  void start_checks() noexcept;
   static task<> run_then_signal(maker* work, std::shared_ptr<std::promise<void>> done);
 
   server& server_;
@@ -68,6 +69,13 @@ class server::worker {
   task_group background_;
   task_group clients_;
   wait_queue client_left_;
+  // Goes off from time to time while there are clients, to look after their limits of time.
+  struct check : completion {
+    worker* self = nullptr;
+    timer when;
+    bool started = false;
+  };
+  check check_;
   bool draining_ = false;
 };
 
