@@ -13,6 +13,7 @@
 #include "forebay/net/file_port.h"
 #include "forebay/net/packet_port.h"
 #include "forebay/net/recorder.h"
+#include "forebay/net/xdp_port.h"
 #include "forebay/os/poll.h"
 #include "forebay/os/socket.h"
 #include "tools/forebay/capture_statistics.h"
@@ -35,6 +36,7 @@ const std::map<std::string, exhaustion_policy> policies = {
 
 struct capture_options {
   std::string interface;
+  std::string port = "packet";
   std::string input;
   std::string output;
   std::vector<std::string> filter;
@@ -186,6 +188,49 @@ std::optional<std::string> open_interface(const capture_options& o, const memory
   return fmt::format("{}: {}", o.interface, opened.error().message());
 }
 
+// What it takes does not reach the machine.
+std::optional<std::string> open_xdp(const capture_options& o, const memory_plan& plan,
+                                    const std::string& filter, source& s) {
+  const auto at = net_interface::find(o.interface);
+  if (!at) return fmt::format("{}: no such interface; 'ip link' lists them", o.interface);
+  const auto bytes = xdp_port::buffer_bytes_for(at->mtu_bytes);
+  if (!bytes) return fmt::format("{}: its MTU is too large for --port xdp", o.interface);
+  // As much memory as the other port's ring has, in frames that the kernel receives into; and those
+  // that are on their way to the queue.
+  const std::uint64_t ring = std::uint64_t{plan.ring_block_bytes} * plan.ring_blocks;
+  const std::uint32_t queues = std::min(receive_queues(*at), xdp_port::queues_max);
+  const auto frames = static_cast<std::uint32_t>(std::bit_floor(ring / *bytes / queues));
+  const std::size_t count = std::size_t{frames} * queues * 5 / 4;
+  auto memory = arena::create({.bytes = count * *bytes + (8u << 20)});
+  if (!memory) return fmt::format("no memory for packets: {}", memory.error().message());
+  s.memory = std::move(*memory);
+  auto pool = packet_pool::create(*s.memory, xdp_port::pool_options("capture", *bytes, count));
+  if (!pool) return fmt::format("no memory for packets: {}", pool.error().message());
+  s.pool = std::move(*pool);
+  auto compiled = packet_filter::for_packets(filter, pcapng::link_type::ethernet, o.snap_bytes);
+  if (!compiled) return fmt::format("the filter '{}': {}", filter, compiled.error());
+  const bool all = filter.empty();
+  auto opened =
+      xdp_port::open(*at,
+                     {.receive_frames = frames,
+                      .transmit_frames = 64,
+                      .promiscuous = !o.no_promiscuous,
+                      .filter = all ? std::span<const filter_instruction>() : compiled->program()},
+                     *s.memory, *s.pool);
+  if (!opened) {
+    if (opened.error() == std::errc::operation_not_permitted) {
+      return fmt::format("{}: --port xdp needs CAP_NET_ADMIN, CAP_BPF and CAP_NET_RAW",
+                         o.interface);
+    }
+    return fmt::format("{}: {}", o.interface, opened.error().message());
+  }
+  for (const std::string& r : (*opened)->remarks()) fmt::print(stderr, "forebay: {}\n", r);
+  fmt::print(stderr, "forebay: AF_XDP, {}: what is captured does not reach this machine\n",
+             to_string((*opened)->mode()));
+  s.from = std::move(*opened);
+  return std::nullopt;
+}
+
 std::optional<std::string> open_file(const capture_options& o, const std::string& filter,
                                      source& s) {
   auto opened = file_port::open(o.input, "", *s.pool);
@@ -209,6 +254,7 @@ std::optional<std::string> open_file(const capture_options& o, const std::string
 
 std::optional<std::string> open_source(const capture_options& o, const memory_plan& plan,
                                        const std::string& filter, source& s) {
+  if (o.input.empty() && o.port == "xdp") return open_xdp(o, plan, filter, s);
   // An interface's packets lie in its ring, so descriptors are all that is needed.
   const bool copies = !o.input.empty();
   auto memory = arena::create({.bytes = copies ? 32u << 20 : 8u << 20});
@@ -364,6 +410,11 @@ void add_capture(CLI::App& app, action& chosen) {
   auto o = std::make_shared<capture_options>();
   CLI::App* c = app.add_subcommand("capture", "Record the packets of an interface");
   c->add_option("-i,--interface", o->interface, "The interface to listen on")->type_name("IF");
+  c->add_option("--port", o->port,
+                "How to get at its packets: packet, or xdp, which takes them from the machine "
+                "(packet)")
+      ->type_name("KIND")
+      ->check(CLI::IsMember({"packet", "xdp"}));
   c->add_option("-r,--read", o->input, "Read packets from a pcap or pcapng file instead")
       ->type_name("FILE");
   c->add_option("-w,--write", o->output, "The pcapng file to write")->type_name("FILE");

@@ -12,6 +12,8 @@ int main(int argc, char** argv) {
   tool::action chosen;
   tool::add_serve(app, chosen);
   tool::add_stat(app, chosen);
+  tool::add_top(app, chosen);
+  tool::add_tune(app, chosen);
   tool::add_slabs(app, chosen);
   tool::add_replay(app, chosen);
   tool::add_echo(app, chosen);

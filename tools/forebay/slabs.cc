@@ -6,7 +6,6 @@
 #include <map>
 #include <thread>
 
-#include "forebay/os/fd.h"
 #include "tools/forebay/command.h"
 #include "tools/forebay/statistics_client.h"
 
@@ -15,12 +14,9 @@ namespace {
 
 using json = nlohmann::ordered_json;
 
-struct slabs_options {
+struct slabs_options : live_options {
   std::string where;
   std::string sort_by = "size";
-  double interval_s = 2;
-  bool once = false;
-  bool as_json = false;
 };
 
 // What --sort takes, and the member of a cache's statistics that it stands for.
@@ -87,7 +83,7 @@ void print_table(const json& memory) {
 }
 
 int slabs(const slabs_options& o) {
-  const bool refresh = !o.once && !o.as_json && is_terminal(standard_output);
+  const bool refresh = o.refreshes();
   for (;;) {
     auto statistics = ask_statistics(o.where);
     if (!statistics) return complain(statistics.error());
@@ -100,8 +96,7 @@ int slabs(const slabs_options& o) {
       fmt::print("{}\n", memory.dump(2));
       return 0;
     }
-    // To the upper left corner, and away with what is below.
-    if (refresh) fmt::print("\033[H\033[2J");
+    if (refresh) clear_terminal();
     print_table(memory);
     if (!refresh) return 0;
     std::fflush(stdout);
@@ -128,12 +123,7 @@ void add_slabs(CLI::App& app, action& chosen) {
                    : fmt::format("no sort key '{}'; there are {}", key, sort_key_names());
       })
       ->capture_default_str();
-  c->add_option("--interval", o->interval_s,
-                "Seconds between two looks, on a terminal; Ctrl-C ends")
-      ->check(CLI::Range(0.1, 3600.0))
-      ->capture_default_str();
-  c->add_flag("--once", o->once, "One look, also on a terminal");
-  c->add_flag("--json", o->as_json, "All of it as JSON, once");
+  add_live_options(*c, *o, "One look, also on a terminal", "All of it as JSON, once");
   c->callback([o, &chosen] { chosen = [o] { return slabs(*o); }; });
 }
 

@@ -4,8 +4,10 @@
 #include <string>
 #include <thread>
 
+#include "forebay/serve/server_statistics.h"
 #include "tools/forebay/command.h"
 #include "tools/forebay/statistics_client.h"
+#include "tools/forebay/statistics_view.h"
 
 namespace forebay::tool {
 namespace {
@@ -21,21 +23,13 @@ std::string pages(std::uint64_t n) {
   return fmt::format("{:>9}  {:>10}", n, human_bytes(n * 4096));
 }
 
-// Latency with three digits: 950 ns, 12.3 us, 4.56 ms.
-std::string latency(double us) {
-  if (us == 0) return "-";
-  if (us < 1) return fmt::format("{:.0f} ns", us * 1000);
-  if (us < 1000) return fmt::format("{:.3g} us", us);
-  if (us < 1e6) return fmt::format("{:.3g} ms", us / 1000);
-  return fmt::format("{:.3g} s", us / 1e6);
-}
-
-// Only when memory is, or was, short.
+// Only when memory is, or was, short, or the cache was made smaller.
 void print_pressure(const json& p) {
   const auto n = [&](const char* key) { return p[key].get<std::uint64_t>(); };
   if (n("limit_bytes") >= n("capacity_bytes") && n("given_back_bytes") == 0) return;
-  fmt::print("  limit       {} of {} while memory is short, {} were given back so far\n",
-             human_bytes(n("limit_bytes")), human_bytes(n("capacity_bytes")),
+  const bool is_short = n("limit_bytes") < n("capacity_bytes");
+  fmt::print("  limit       {} of {}{}, {} were given back so far\n", human_bytes(n("limit_bytes")),
+             human_bytes(n("capacity_bytes")), is_short ? " while memory is short" : "",
              human_bytes(n("given_back_bytes")));
 }
 
@@ -69,6 +63,92 @@ void print_cache(const json& c) {
   }
 }
 
+// What came from the run before.
+void print_warm(const json& w) {
+  const auto n = [&](const char* key) { return w[key].get<std::uint64_t>(); };
+  fmt::print("  warm: recovered {} pages, {} dirty", n("recovered_pages"), n("dirty_pages"));
+  if (n("dropped_pages") != 0) fmt::print(", dropped {}", n("dropped_pages"));
+  if (n("written_back_pages") != 0) fmt::print(", wrote {} back", n("written_back_pages"));
+  fmt::print(" ({})\n", w["file"].get<std::string>());
+}
+
+// What half, twice and four times the cache would miss.
+void print_curve(const json& c) {
+  const json& points = c["miss_ratio_curve"]["points"];
+  if (points.empty()) return;
+  fmt::print("  would miss  ");
+  for (const double share : {0.5, 1.0, 2.0, 4.0}) {
+    const double bytes = share * c["capacity_bytes"].get<double>();
+    fmt::print("{}{:.1f} % in {}", share == 0.5 ? "" : ", ", miss_ratio_at(points, bytes) * 100,
+               human_bytes(static_cast<std::uint64_t>(bytes)));
+  }
+  fmt::print("\n");
+}
+
+std::uint64_t count_in(const json& of, const char* key) { return of[key].get<std::uint64_t>(); }
+
+// Between the cache and the device of an export.
+void print_queue(const json& q) {
+  if (count_in(q, "requests") == 0) return;
+  fmt::print("  device    {} requests, {} more merged; {} under way, {} at most\n",
+             count_in(q, "requests"), count_in(q, "merged_back") + count_in(q, "merged_front"),
+             count_in(q, "in_flight"), count_in(q, "in_flight_max"));
+  for (const auto& [name, c] : q["classes"].items()) {
+    if (count_in(c, "waited") + count_in(c, "refused") == 0) continue;
+    fmt::print("    {:<11} {} waited, {} do; p50 {}, p99 {}; {} refused\n", name,
+               count_in(c, "waited"), count_in(c, "waiting"),
+               latency(c["wait_p50_us"].get<double>()), latency(c["wait_p99_us"].get<double>()),
+               count_in(c, "refused"));
+  }
+}
+
+// What the clients of an export may ask for, if that is limited, or was.
+void print_limits(const json& l) {
+  const auto n = [&](const char* key) { return l[key].get<std::uint64_t>(); };
+  const bool limited = n("requests_per_s") + n("bytes_per_s") != 0;
+  if (!limited && n("throttled") == 0) return;
+  const std::string requests =
+      n("requests_per_s") == 0 ? "" : fmt::format(" {} requests/s", n("requests_per_s"));
+  const std::string bytes =
+      n("bytes_per_s") == 0 ? "" : fmt::format(" {}/s", human_bytes(n("bytes_per_s")));
+  fmt::print("  limit    {}{}{}; {} requests waited, {} do, {:.1f} s together\n", requests, bytes,
+             limited ? "" : " none any more", n("throttled"), n("waiting"),
+             l["waited_s"].get<double>());
+}
+
+// Who is being served, by what was asked for so far.
+void print_clients(const json& clients) {
+  const auto numbers = [](const json& c) {
+    return fmt::format(
+        "{:>10}{:>11}{:>11}{:>7}", count_in(c, "requests"), human_bytes(count_in(c, "read_bytes")),
+        human_bytes(count_in(c, "written_bytes")), count_in(c, "requests_in_flight"));
+  };
+  if (clients["most_active"].empty()) return;
+  fmt::print("\n{:<25}{:<16}{:<11}{:>10}{:>11}{:>11}{:>7}{:>8}\n", "client", "export", "door",
+             "requests", "read", "written", "flight", "for");
+  for (const json& c : clients["most_active"]) {
+    fmt::print("{:<25.24}{:<16.15}{:<11}{}{:>8}\n", c["peer"].get<std::string>(),
+               c["export"].get<std::string>(), c["door"].get<std::string>(), numbers(c),
+               fmt::format("{:.0f} s", c["connected_s"].get<double>()));
+  }
+  const json& others = clients["others"];
+  if (count_in(others, "count") == 0) return;
+  fmt::print("{:<52}{}\n", fmt::format("{} others", count_in(others, "count")), numbers(others));
+}
+
+// How often a byte that was read or written was copied on its way, and where.
+void print_copied(const json& c) {
+  if (count_in(c, "served_bytes") == 0) return;
+  fmt::print("\ncopied     {:.2f} bytes for each read or written", c["per_byte"].get<double>());
+  const char* before = ": ";
+  for (const auto& [where, bytes] : c["where"].items()) {
+    if (bytes.get<std::uint64_t>() == 0) continue;
+    fmt::print("{}{} {}", before, where, human_bytes(bytes.get<std::uint64_t>()));
+    before = ", ";
+  }
+  fmt::print("\n");
+}
+
 // The table of commands; rates from the difference of two looks, `seconds` apart.
 void print_commands(const json& before, const json& after, double seconds) {
   fmt::print("\n{:<13}{:>12}{:>10}{:>12}{:>8}{:>10}{:>10}{:>10}\n", "command", "count", "per s",
@@ -97,10 +177,16 @@ void print_screen(const json& before, const json& after, double seconds) {
     fmt::print("export     {}  {}, {}{}\n", e["name"].get<std::string>(),
                human_bytes(e["size"].get<std::uint64_t>()), e["write_policy"].get<std::string>(),
                e["read_only"].get<bool>() ? ", read-only" : "");
+    if (e.contains("limits")) print_limits(e["limits"]);
+    print_queue(e["queue"]);
   }
   print_cache(after["cache"]);
+  if (after.contains("warm")) print_warm(after["warm"]);
+  print_curve(after["cache"]);
   print_pressure(after["pressure"]);
   print_commands(before["commands"], after["commands"], seconds);
+  if (after.contains("copied")) print_copied(after["copied"]);
+  if (after.contains("client_list")) print_clients(after["client_list"]);
 }
 
 int stat(const stat_options& o) {

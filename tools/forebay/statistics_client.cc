@@ -36,32 +36,56 @@ class statistics_client {
     if (auto r = send_option(nbd::option::statistics); !r) return fail(r.error());
     std::string text;
     for (;;) {
-      std::array<std::byte, 20> header;
-      if (auto r = receive_all(socket_.get(), header); !r) return fail(r.error());
-      const auto type =
-          static_cast<nbd::option_reply>(nbd::load<std::uint32_t>(header.data() + 12));
-      const auto length = nbd::load<std::uint32_t>(header.data() + 16);
-      if (nbd::load<std::uint64_t>(header.data()) != nbd::option_reply_magic ||
-          length > max_statistics_bytes) {
-        return fail(errc::protocol);
-      }
-      std::string payload(length, '\0');
-      if (auto r = receive_all(socket_.get(), std::as_writable_bytes(std::span(payload))); !r) {
-        return fail(r.error());
-      }
-      if (type == nbd::option_reply::ack) return text;
-      if (type != nbd::option_reply::statistics) return fail(ENOTSUP);
-      text = std::move(payload);
+      auto told = receive_reply(max_statistics_bytes);
+      if (!told) return fail(told.error());
+      if (told->type == nbd::option_reply::ack) return text;
+      if (told->type != nbd::option_reply::statistics) return fail(ENOTSUP);
+      text = std::move(told->payload);
     }
+  }
+
+  // Empty when the changes are made, else why the server refuses. Error: ENOTSUP from one that
+  // cannot.
+  result<std::string> tune(const std::string& changes) {
+    if (auto r = send_option(nbd::option::tune, changes); !r) return fail(r.error());
+    auto told = receive_reply(nbd::max_string_bytes);
+    if (!told) return fail(told.error());
+    if (told->type == nbd::option_reply::ack) return std::string();
+    if (told->type == nbd::option_reply::error_unsupported) return fail(ENOTSUP);
+    return told->payload.empty() ? std::string("refused") : std::move(told->payload);
   }
 
   void leave() { static_cast<void>(send_option(nbd::option::abort)); }
 
  private:
-  result<> send_option(nbd::option which) {
+  struct reply {
+    nbd::option_reply type;
+    std::string payload;
+  };
+
+  // The next reply to an option, whose payload is not longer than that.
+  result<reply> receive_reply(std::uint32_t bytes_max) {
+    std::array<std::byte, 20> header;
+    if (auto r = receive_all(socket_.get(), header); !r) return fail(r.error());
+    const auto type = static_cast<nbd::option_reply>(nbd::load<std::uint32_t>(header.data() + 12));
+    const auto length = nbd::load<std::uint32_t>(header.data() + 16);
+    if (nbd::load<std::uint64_t>(header.data()) != nbd::option_reply_magic || length > bytes_max) {
+      return fail(errc::protocol);
+    }
+    reply told{type, std::string(length, '\0')};
+    if (auto r = receive_all(socket_.get(), std::as_writable_bytes(std::span(told.payload))); !r) {
+      return fail(r.error());
+    }
+    return told;
+  }
+
+  result<> send_option(nbd::option which, const std::string& payload = {}) {
     nbd::message<16> m;
-    m.put(nbd::option_magic).put(static_cast<std::uint32_t>(which)).put(std::uint32_t{0});
-    return send_all(socket_.get(), {m.data(), m.size()});
+    m.put(nbd::option_magic)
+        .put(static_cast<std::uint32_t>(which))
+        .put(static_cast<std::uint32_t>(payload.size()));
+    if (auto r = send_all(socket_.get(), {m.data(), m.size()}); !r) return r;
+    return send_all(socket_.get(), std::as_bytes(std::span(payload)));
   }
 
   unique_fd socket_;
@@ -76,13 +100,14 @@ endpoint endpoint_of(const std::string& where) {
   return e;
 }
 
-result<std::string> ask_once(const endpoint& where) {
+template <typename Talk>
+result<std::string> talk_to(const endpoint& where, Talk talk) {
   auto socket = connect_to(where);
   if (!socket) return fail(socket.error());
   set_receive_timeout(socket->get(), answer_timeout_ms);
   statistics_client client(std::move(*socket));
   if (auto r = client.handshake(); !r) return fail(r.error());
-  auto text = client.ask();
+  auto text = talk(client);
   client.leave();
   return text;
 }
@@ -107,9 +132,16 @@ std::string problem(const std::string& where, std::error_code e) {
 }  // namespace
 
 std::expected<nlohmann::ordered_json, std::string> ask_statistics(const std::string& where) {
-  const auto text = ask_once(endpoint_of(where));
+  const auto text = talk_to(endpoint_of(where), [](statistics_client& c) { return c.ask(); });
   if (!text) return std::unexpected(problem(where, text.error()));
   return nlohmann::ordered_json::parse(*text);
+}
+
+std::string tune_server(const std::string& where, const std::string& changes) {
+  const auto refusal =
+      talk_to(endpoint_of(where), [&](statistics_client& c) { return c.tune(changes); });
+  if (!refusal) return problem(where, refusal.error());
+  return refusal->empty() ? std::string() : fmt::format("{}: {}", where, *refusal);
 }
 
 }  // namespace forebay::tool
