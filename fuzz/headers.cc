@@ -1,7 +1,6 @@
 // Parsing of packet headers, by libFuzzer:
 //
-//   cmake --preset asan && cmake --build --preset asan --target fuzz_programs
-//   build/asan/fuzz/headers -max_len=512 -max_total_time=60
+//   make fuzz FUZZ=headers FUZZ_SECONDS=60
 //
 // What must hold is in forebay/net/test_headers.h, of which the tests run a short part as well.
 #include <cstddef>
