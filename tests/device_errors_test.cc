@@ -149,7 +149,7 @@ TEST(DeviceErrors, PartialWritesAreDoneAgain) {
   s.start();
   client a(s, "disk");
   std::mt19937_64 rng(9);
-  const bytes data = random_payload(rng, mib);
+  const bytes data = random_bytes(rng, mib);
   d.faults.inject({.op = bio_op::write, .count = 3, .error = ENOSPC, .partial_bytes = 1536});
   EXPECT_EQ(a.write(777, data), 0);
   int last = ENOSPC;
@@ -245,7 +245,7 @@ TEST(DeviceErrors, OneExportFailsTheOthersDoNot) {
   EXPECT_LT(kept, 8 * mib);
   EXPECT_EQ(a.flush(), EIO);
   std::mt19937_64 rng(10);
-  const bytes data = random_payload(rng, 6 * mib);
+  const bytes data = random_bytes(rng, 6 * mib);
   for (client* ok : {&b, &c}) {
     for (std::size_t at = 0; at < data.size(); at += mib) {
       ASSERT_EQ(ok->write(at, {data.begin() + at, data.begin() + at + mib}), 0);
@@ -311,7 +311,7 @@ TEST_P(Durability, NothingFlushedIsLost) {
       d.faults.inject(f);
     }
     for (int i = 0; i < 20; ++i) {
-      const bytes data = random_payload(rng, 1 + rng() % 70'000);
+      const bytes data = random_bytes(rng, 1 + rng() % 70'000);
       const std::uint64_t at = rng() % (8 * mib - data.size());
       const bool fua = rng() % 6 == 0;
       // A write that fails may have been done in part: done again until it is.
@@ -347,7 +347,7 @@ TEST(DeviceErrors, ServingGoesOnBesideFailures) {
     client b(s, "disk");
     std::mt19937_64 rng(11);
     while (!over) {
-      const bytes data = random_payload(rng, block);
+      const bytes data = random_bytes(rng, block);
       const std::uint64_t at = 8 * mib + rng() % 1000 * block;
       bytes out(block);
       ASSERT_EQ(b.write(at, data, rng() % 4 == 0 ? LIBNBD_CMD_FLAG_FUA : 0), 0);

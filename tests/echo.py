@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
 # ctest: timeout=60
-"""forebay echo on a veth pair: ping(8), IPv6 pings and UDP from the kernel's side, and bad input."""
+"""forebay echo on a veth pair, over a packet socket and over AF_XDP, and on a TAP interface: ping(8), IPv6 pings and UDP
+from the kernel's side, and bad input. With FOREBAY_STRESS it is 100,000 pings.
+"""
 
 import os
 import re
@@ -10,7 +12,7 @@ import subprocess
 from lib import Skip, expect, main, need, need_root, program
 
 SPACE = f"forebay-echo-{os.getpid()}"
-PINGS = 500
+PINGS = {"packet": 300, "xdp": 100_000 if os.environ.get("FOREBAY_STRESS") else 3000}
 
 
 def ip(*words):
@@ -42,15 +44,19 @@ class Space:
 
 
 def inside(*words, **more):
-    return subprocess.run(["ip", "netns", "exec", SPACE, *words], capture_output=True, text=True, timeout=30, **more)
+    return subprocess.run(["ip", "netns", "exec", SPACE, *words], capture_output=True, text=True, timeout=50, **more)
 
 
 class Echo:
-    def __init__(self, *options):
-        self.process = subprocess.Popen(["ip", "netns", "exec", SPACE, program(), "echo", "far", *options],
+    def __init__(self, interface, *options):
+        self.process = subprocess.Popen(["ip", "netns", "exec", SPACE, program(), "echo", interface, *options],
                                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        line = self.process.stderr.readline()
-        expect("answering on far" in line, f"forebay echo said: {line}")
+        self.said = []
+        for line in self.process.stderr:
+            self.said.append(line)
+            if f"answering on {interface}" in line:
+                return
+        raise AssertionError(f"forebay echo said: {self.said}")
 
     def end(self):
         self.process.send_signal(signal.SIGINT)
@@ -74,11 +80,12 @@ for n in (0, 1, 17, 512, 1400):
 """
 
 
-def answers_the_kernel():
-    echo = Echo("--ipv4", "10.9.0.2", "--ipv6", "fd09::2")
+def answers_the_kernel(port):
+    pings = PINGS[port]
+    echo = Echo("far", "--ipv4", "10.9.0.2", "--ipv6", "fd09::2", "--port", port)
     try:
-        got = inside("ping", "-q", "-f", "-c", str(PINGS), "10.9.0.2")
-        expect(f"{PINGS} received, 0% packet loss" in got.stdout, got.stdout + got.stderr)
+        got = inside("ping", "-q", "-f", "-c", str(pings), "10.9.0.2")
+        expect(f"{pings} received, 0% packet loss" in got.stdout, got.stdout + got.stderr)
         got = inside("ping", "-q", "-c", "3", "-i", "0.05", "-s", "1400", "10.9.0.2")
         expect(" 0% packet loss" in got.stdout, got.stdout + got.stderr)
         got = inside("ping", "-6", "-q", "-c", "5", "-i", "0.05", "fd09::2")
@@ -86,13 +93,51 @@ def answers_the_kernel():
         for address in ("10.9.0.2", "fd09::2"):
             got = inside("python3", "-c", UDP_CLIENT, address)
             expect(got.returncode == 0, got.stderr)
-        got = inside("ping", "-q", "-c", "1", "-W", "1", "10.9.0.3")
+        got = inside("ping", "-q", "-c", "1", "-W", "0.3", "10.9.0.3")
         expect("100% packet loss" in got.stdout, "somebody else's address was answered")
+        if port == "xdp":
+            expect(any("AF_XDP native, zero copy" in line for line in echo.said[:-1]), echo.said)  # veth has none: said
+            got = inside(program(), "echo", "far", "--ipv4", "10.9.0.2", "--port", "xdp")
+            expect(got.returncode == 1 and "another XDP program" in got.stderr, got.stderr)
     finally:
         account = echo.end()
-    expect(account["icmp"] == PINGS + 3 and account["icmpv6"] == 5 and account["udp"] == 200, account)
-    expect(account["arp"] >= 1 and account["neighbour"] >= 1, account)
+    expect(account["icmp"] == pings + 3 and account["icmpv6"] == 5 and account["udp"] == 200, account)
     expect("bad_checksum" not in account and "malformed" not in account, account)
+
+
+def answers_on_tap():
+    ip("tuntap", "add", "name", "tap9", "mode", "tap")
+    ip("addr", "add", "10.8.0.1/24", "dev", "tap9")
+    ip("link", "set", "tap9", "up")
+    echo = Echo("tap9", "--ipv4", "10.8.0.2", "--port", "tap")
+    try:
+        got = inside("ping", "-q", "-f", "-c", "100", "10.8.0.2")
+        expect("100 received, 0% packet loss" in got.stdout, got.stdout + got.stderr)
+    finally:
+        account = echo.end()
+    expect(account["icmp"] == 100 and account["arp"] >= 1, account)
+
+
+def chooses_by_itself():
+    """Takes AF_XDP where it may, and says why where it does not."""
+    echo = Echo("far", "--ipv4", "10.9.0.2")
+    echo.end()
+    if "Address family not supported" in echo.said[0] or "needs CAP_NET_ADMIN" in echo.said[0]:
+        raise Skip(f"no AF_XDP here: {echo.said[0]}")
+    expect("AF_XDP" in echo.said[-1], echo.said)
+    echo = Echo("far", "--macswap")
+    echo.end()
+    expect("(packet socket)" in echo.said[-1] and "take everything" in echo.said[0], echo.said)
+
+
+def ends_with_its_interface():
+    for port in ("packet", "xdp"):
+        ip("link", "add", "name", "here", "type", "veth", "peer", "name", "there")
+        ip("link", "set", "there", "up")
+        echo = Echo("there", "--ipv4", "10.7.0.2", "--port", port)
+        ip("link", "del", "there")
+        _, error = echo.process.communicate(timeout=10)
+        expect(echo.process.returncode == 1 and "there: the interface is gone" in error, error)
 
 
 def says_what_is_wrong():
@@ -102,8 +147,10 @@ def says_what_is_wrong():
                         (["far", "--macswap", "--mac", "01:00:00:00:00:00"], "is no address of one interface")):
         got = inside(program(), "echo", *words)
         expect(got.returncode == 1 and got.stderr.count("\n") == 1 and text in got.stderr, got.stderr)
-    got = inside("setpriv", "--bounding-set=-net_raw", program(), "echo", "far", "--ipv4", "10.9.0.2")
-    expect(got.returncode == 1 and "CAP_NET_RAW" in got.stderr, got.stderr)
+    for without, port, text in (("-net_raw", "auto", "CAP_NET_RAW"),
+                                ("-net_admin,-sys_admin,-bpf", "xdp", "CAP_NET_ADMIN")):
+        got = inside("setpriv", f"--bounding-set={without}", program(), "echo", "far", "--ipv4", "10.9.0.2", "--port", port)
+        expect(got.returncode == 1 and got.stderr.count("\n") == 1 and text in got.stderr, got.stderr)
 
 
 def test(_):
@@ -111,7 +158,11 @@ def test(_):
     need_root()
     with Space():
         says_what_is_wrong()
-        answers_the_kernel()
+        answers_the_kernel("packet")
+        answers_on_tap()
+        chooses_by_itself()
+        answers_the_kernel("xdp")
+        ends_with_its_interface()
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from lib import MIB, PAGE, expect, main
 from wire import CACHE, NAME, SIZE, pattern, run_cases
 
 BASE = "base:allocation"
+CACHED = "forebay:cache"
 
 
 def greeting(wire):
@@ -90,7 +91,6 @@ def unknown_options(wire):
         for option, data in (
             (4, b""),
             (nbd.OPT_STARTTLS, b""),
-            (11, b""),
             (77, b"x" * 1000),
             (0xFFFFFFFF, b"\0"),
             (0, b""),
@@ -223,9 +223,10 @@ def meta_context(wire):
         )
         client.use_structured()
         for queries, wanted in (
-            ([], [BASE]),
+            ([], [BASE, CACHED]),
             ([BASE], [BASE]),
             (["base:"], [BASE]),
+            (["forebay:"], [CACHED]),
             (["x-no:thing"], []),
             (["base:nothing"], []),
             (["x-no:thing", BASE], [BASE]),
@@ -242,6 +243,7 @@ def meta_context(wire):
             (["base:nothing"], []),
             (["x-no:thing", BASE], [BASE]),
             ([BASE, BASE], [BASE]),
+            ([CACHED, BASE], [BASE, CACHED]),
         ):
             contexts, final = client.meta(nbd.OPT_SET_META_CONTEXT, "", queries)
             expect(

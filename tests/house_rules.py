@@ -187,7 +187,7 @@ class HouseRules(unittest.TestCase):
                 self.assertEqual(status, 1, said)
 
     def test_header_alone(self):
-        # house.headers is CMake's own target; this shows that it fails on a header that needs another one first.
+        # house.headers builds a target of CMake's own; this shows that it fails on a header that needs another one first.
         project = """\
 cmake_minimum_required(VERSION 3.25)
 project(planted LANGUAGES CXX)

@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import hashlib
 import os
+import pty
 import random
 import shutil
 import signal
@@ -307,6 +308,28 @@ def loop_device(cleanup, path, *options):
     name = device.stdout.strip()
     cleanup.later("losetup", "--detach", name)
     return name
+
+
+def on_a_terminal(*command, pictures):
+    """What a command that draws again and again has drawn by then, at least so many pictures; SIGINT ends it."""
+    ours, its = pty.openpty()
+    process = subprocess.Popen(command, stdout=its)
+    os.close(its)
+    seen = b""
+    end = time.monotonic() + 10
+    while seen.count(b"\x1b[H") < pictures and time.monotonic() < end:
+        part = os.read(ours, 65536)
+        expect(part, f"ended by itself: {seen!r}")
+        seen += part
+    process.send_signal(signal.SIGINT)
+    try:
+        while os.read(ours, 65536):
+            pass
+    except OSError:  # the other end has gone
+        pass
+    expect(process.wait(10) == -signal.SIGINT, f"ended with {process.returncode}")
+    expect(seen.count(b"\x1b[H") >= pictures, f"not refreshed: {seen!r}")
+    return seen
 
 
 class Cases:

@@ -31,11 +31,19 @@ def same(one, other):
     expect(done.returncode == 0, f"the copies differ: {done.stdout}{done.stderr}")
 
 
-def holes(uri):
-    """Bytes that base:allocation calls a hole, through nbdinfo."""
-    extents = json.loads(run("nbdinfo", "--map", "--json", uri).stdout)
+def marked(uri, context, flag):
+    """Bytes that have a flag in a meta context, through nbdinfo."""
+    extents = json.loads(run("nbdinfo", f"--map={context}", "--json", uri).stdout)
     expect(sum(extent["length"] for extent in extents) == SIZE, "the map does not cover the image")
-    return sum(extent["length"] for extent in extents if extent["type"] & 1)
+    return sum(extent["length"] for extent in extents if extent["type"] & flag)
+
+
+def holes(uri):
+    return marked(uri, "base:allocation", 1)
+
+
+def resident(uri):
+    return marked(uri, "forebay:cache", 1)
 
 
 def test(directory):
@@ -72,7 +80,11 @@ def test(directory):
                 kept >= 0.9 * true_holes,
                 f"{way}: {kept} of {true_holes} bytes of holes are left after a restart",
             )
+            expect(resident(server.uri()) == 0, f"{way}: a fresh server has something cached")
             run("nbdcopy", "--connections=4", "--request-size=32768", server.uri(), outside)
+            cached = resident(server.uri())
+            expect(16 * MIB < cached <= 32 * MIB, f"{way}: {cached} bytes are resident")
+            expect(marked(server.uri(), "forebay:cache", 2) == 0, f"{way}: something is dirty")
         same(source, outside)
         os.unlink(outside)
         say(f"{way}: identical; holes {kept / MIB:.1f} of {true_holes / MIB:.1f} MiB")

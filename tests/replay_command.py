@@ -113,6 +113,21 @@ def formats(directory):
     expect(trace["policies"][0]["sizes"][0]["blocks"] == 1, str(trace))
 
 
+def estimated(directory):
+    """The curve that a server estimates is near the exact one; what it says of exact LRU is so."""
+    (cloud, loop) = replay(CLOUD, LOOP, "--mrc", "--size", "1%,10%")
+    expect(cloud["rate"] < 0.5 and cloud["sampled_blocks"] < 16384, str(cloud)[:200])
+    expect(cloud["mean_error"] < 0.01 and cloud["max_error"] < 0.06, str(cloud)[:200])
+    for size, known in zip(cloud["sizes"], (0.838, 0.805)):
+        expect(abs(size["exact"] - known) <= 0.001, str(size))
+        expect(abs(size["sampled"] - size["exact"]) <= 0.02, str(size))
+    # All of its blocks are in the sample, but where the curve falls sizes are known to 1/16.
+    expect(loop["rate"] > 0.999 and loop["mean_error"] < 0.01, str(loop)[:200])
+    table = run(program(), "replay", LOOP, "--mrc").stdout
+    for words in ("100.00 %", "exact LRU", "1.0000", "in the mean"):
+        expect(words in table, table)
+
+
 def scan(directory):
     """A scan of many times the cache leaves a hot set where it is."""
     rng = random.Random(1)
@@ -184,6 +199,7 @@ def bad_input(directory):
         ((good, "--block-size", "1000"), ("1000", "power of two")),
         ((good, "--format", "pcap"), ("pcap", "oracle")),
         ((good, "--svg", "/nowhere/at.all"), ("/nowhere/at.all", "cannot be written")),
+        ((good, "--mrc", "--policy", "lru"), ("--mrc", "--policy")),
         ((), ("TRACE",)),
     ):
         done = run(program(), "replay", *arguments, check=False)
@@ -196,7 +212,7 @@ def bad_input(directory):
 
 def test(directory):
     cases = Cases()
-    for step in (known_ratios, formats, scan, output, bad_input):
+    for step in (known_ratios, estimated, formats, scan, output, bad_input):
         with cases.case(step.__name__):
             step(directory)
     cases.finish()

@@ -4,12 +4,8 @@ on a terminal it goes on until it is interrupted."""
 
 import json
 import os
-import pty
-import signal
-import subprocess
-import time
 
-from lib import MIB, PAGE, Cases, Server, expect, main, program, run
+from lib import MIB, PAGE, Cases, Server, expect, main, on_a_terminal, program, run
 
 IMAGE = 64 * MIB
 
@@ -65,22 +61,8 @@ def table(server):
 
 def refreshes(server):
     """On a terminal the table comes again until SIGINT."""
-    ours, its = pty.openpty()
-    process = subprocess.Popen(
-        [program(), "slabs", server.stat_address, "--interval", "0.1"], stdout=its
-    )
-    os.close(its)
-    seen = b""
-    end = time.monotonic() + 10
-    while seen.count(b"\x1b[H") < 3 and time.monotonic() < end:
-        seen += os.read(ours, 65536)
-    process.send_signal(signal.SIGINT)
-    try:
-        while os.read(ours, 65536):
-            pass
-    except OSError:  # the other end has gone
-        pass
-    expect(process.wait(10) == -signal.SIGINT, f"ended with {process.returncode}")
+    command = (program(), "slabs", server.stat_address, "--interval", "0.1")
+    seen = on_a_terminal(*command, pictures=3)
     expect(seen.count(b"NAME") >= 2, f"not refreshed: {seen!r}")
 
 

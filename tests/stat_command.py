@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import time
 
 import nbd
 from lib import KIB, MIB, PAGE, Cases, Server, expect, main, program, run
@@ -152,6 +153,42 @@ def full(server, client):
     expect(held >= CACHE * 3 // 4, f"only {held} bytes are resident in a cache of {CACHE}")
 
 
+def tuned(server, client, tcp):
+    """`forebay tune` shrinks the full cache to what is asked for, and only at a unix socket."""
+
+    def tune(*arguments):
+        return run(program(), "tune", server.stat_address, *arguments, check=False, timeout=10)
+
+    def refused(words, *arguments):
+        done = tune(*arguments)
+        expect(done.returncode == 1 and len(done.stderr.splitlines()) == 1, f"{done}")
+        expect(words in done.stderr, f"{arguments}: {done.stderr}")
+
+    if tcp:
+        refused("unix socket", "--cache", "8M")
+        return
+    refused("--cache-max", "--cache", "1G")
+    refused("choose", "--cache", "8M", "--eviction", "colour")
+    refused("nothing to change")
+    shape(stat(server))
+    done = tune("--cache", "8M", "--eviction", "lru", "--dirty-limit", "2M")
+    expect(done.returncode == 0 and not done.stderr, f"{done}")
+    for _ in range(600):
+        now = stat(server)
+        held = now["cache"]["resident_pages"] * PAGE
+        if held <= 8 * MIB and now["pressure"]["committed_bytes"] <= 8 * MIB:
+            break
+        time.sleep(0.05)
+    expect(MIB <= held <= 8 * MIB, f"{held} bytes are resident in a cache of 8 MiB")
+    cache = now["cache"]
+    expect(cache["capacity_bytes"] == 8 * MIB, f"capacity {cache['capacity_bytes']}")
+    expect(cache["eviction"] == "lru", f"policy {cache['eviction']}")
+    expect(cache["dirty_limit_pages"] * PAGE == 2 * MIB, f"limit {cache['dirty_limit_pages']}")
+    expect(tune("--cache", "32M", "--dirty-limit", "0").returncode == 0, "does not grow again")
+    time.sleep(0.3)
+    full(server, client)
+
+
 def counts_clients(server):
     before = clients(stat(server))
     more = [server.client() for _ in range(3)]
@@ -161,12 +198,46 @@ def counts_clients(server):
     expect(grown == 3, f"{grown} clients more were counted after 3 had come")
 
 
+def lists_clients(server, tcp):
+    """The most active 16 by what they did, and the rest summed up."""
+
+    def listed():
+        return stat(server)["client_list"]
+
+    expect(listed()["most_active"] == [], "who asks for statistics is in the list")
+    busy = [server.client() for _ in range(18)]
+    for index, client in enumerate(busy):
+        for _ in range(index + 1):
+            client.read(0, PAGE)
+    busy[-1].write(0, bytes(PAGE))
+    seen = listed()
+    told, others = seen["most_active"], seen["others"]
+    expect([one["requests"] for one in told] == [19, *range(17, 2, -1)], f"{seen}")
+    expect((others["count"], others["requests"]) == (2, 3), f"{others}")
+    first = told[0]
+    expect((first["read_bytes"], first["written_bytes"]) == (18 * PAGE, PAGE), f"{first}")
+    expect((first["export"], first["door"]) == ("disk.img", "nbd"), f"{first}")
+    local = r"127\.0\.0\.1:\d+|\[::1\]:\d+" if tcp else rf"pid {os.getpid()}, uid {os.getuid()}"
+    expect(re.fullmatch(local, first["peer"]), f"{first}")
+    expect(0 <= first["connected_s"] < 60, f"{first}")
+    shown = run(program(), "stat", server.stat_address, timeout=10).stdout
+    expect(first["peer"] in shown and "2 others" in shown, shown)
+    expect(max(map(len, shown.splitlines())) <= 100, shown)
+    for client in busy:
+        client.disconnect()
+    for _ in range(200):
+        if not listed()["most_active"]:
+            break
+        time.sleep(0.05)
+    expect(listed()["most_active"] == [], "who has left is still in the list")
+
+
 def text(server):
     done = run(program(), "stat", server.stat_address, timeout=10)
     lines = done.stdout.splitlines()
     expect(5 <= len(lines) <= 50, f"not one screen: {len(lines)} lines\n{done.stdout}")
     expect(max(map(len, lines)) <= 100, f"lines too long for a screen:\n{done.stdout}")
-    for word in ("hit", "resident", "dirty", "read", "write", "flush", "disk.img"):
+    for word in ("hit", "resident", "dirty", "copied", "read", "write", "flush", "disk.img"):
         expect(word in done.stdout.lower(), f"{word!r} is not told:\n{done.stdout}")
     expect(re.search(r"\d+(\.\d+)? ?%", done.stdout), f"no hit ratio in percent:\n{done.stdout}")
 
@@ -198,7 +269,11 @@ def test(directory):
             for step in (hits_and_misses, writes_and_flush, errors, full):
                 with cases.case(f"{step.__name__} over {way}"):
                     step(server, client)
+            with cases.case(f"tuned over {way}"):
+                tuned(server, client, tcp)
             client.disconnect()
+            with cases.case(f"lists_clients over {way}"):
+                lists_clients(server, tcp)
             for step in (counts_clients, text, quick):
                 with cases.case(f"{step.__name__} over {way}"):
                     step(server)

@@ -1,0 +1,94 @@
+#!/usr/bin/env python3
+"""Limits of exports: one that has one keeps to it, whoever asks and whatever is asked of the other;
+they are changed while clients wait, and are seen."""
+
+import json
+import os
+import time
+
+import nbd
+from lib import MIB, PAGE, Cases, Server, expect, main, program, run, sparse_file
+
+
+def limits_of(server):
+    """By export, as `forebay stat --json` says."""
+    seen = json.loads(run(program(), "stat", server.stat_address, "--json").stdout)
+    return {e["name"]: e["limits"] for e in seen["exports"]}
+
+
+def ask(client, count):
+    return [client.submit(nbd.CMD_READ, i * PAGE, PAGE) for i in range(count)]
+
+
+def answered(client, count):
+    for _ in range(count):
+        client.reply().check()
+
+
+def keeps_its_rate(server):
+    """200 a second and 0.1 s at once: of 60, by two clients, the last begins 0.2 s after the first at the earliest."""
+    with server.client("a.img") as one, server.client("a.img") as two:
+        start = time.monotonic()
+        ask(one, 30)
+        ask(two, 30)
+        answered(one, 30)
+        answered(two, 30)
+        took = time.monotonic() - start
+    expect(took >= (60 - 21) / 200, f"60 requests in {took:.3f} s")
+    seen = limits_of(server)
+    expect(seen["a.img"]["requests_per_s"] == 200, f"{seen}")
+    expect(seen["a.img"]["throttled"] > 0 and seen["a.img"]["waited_s"] > 0, f"{seen}")
+    expect(seen["b.img"]["throttled"] == 0, f"{seen}")
+
+
+def tune(server, *limits, fails=False):
+    options = [word for limit in limits for word in ("--limit", limit)]
+    done = run(program(), "tune", server.stat_address, *options, check=False, timeout=20)
+    expect((done.returncode != 0) == fails, f"{limits}: {done.returncode} {done.stderr}")
+    return done.stderr
+
+
+def is_changed_while_some_wait(server):
+    tune(server, "a.img:iops=1,burst=0")
+    with server.client("a.img") as slow, server.client("b.img") as other:
+        ask(slow, 20)
+        answered(slow, 1)
+        for i in range(200):
+            other.read(i * PAGE, PAGE)
+        other.flush()
+        seen = limits_of(server)["a.img"]
+        expect(seen["waiting"] == 1 and seen["throttled"] > 0, f"{seen}")
+        said = run(program(), "stat", server.stat_address).stdout
+        expect("1 requests/s" in said, said)
+        said = tune(server, "a.img:iops=0", "nobody:iops=0", fails=True)
+        expect("nobody" in said, said)
+        expect(limits_of(server)["a.img"]["requests_per_s"] == 1, "half of the changes were made")
+        tune(server, "a.img:iops=0")
+        answered(slow, 19)
+
+
+def test(directory):
+    cases = Cases()
+    images = [sparse_file(os.path.join(directory, name), 4 * MIB) for name in ("a.img", "b.img")]
+    for limit in ("iops=-1", "a.img:", "bytes=1", "nobody:iops=5"):
+        with cases.case(f"refused: --limit {limit}"):
+            done = run(
+                program(), "serve", *images, "--cache", "8M", "--limit", limit, check=False, timeout=20
+            )
+            expect(done.returncode != 0 and done.stderr.count("\n") == 1, done.stderr)
+    options = ["--limit", "a.img:iops=200,burst=0.1", "--limit", "b.img:bytes=100G"]
+    with Server(*images, cache="16M", options=options) as server:
+        with cases.case("the rate of an export"):
+            keeps_its_rate(server)
+        with cases.case("changed while clients wait"):
+            is_changed_while_some_wait(server)
+        with cases.case("the end while a client waits"):
+            tune(server, "iops=1,burst=0")
+            with server.client("a.img") as waiting:
+                ask(waiting, 20)
+                answered(waiting, 1)
+                expect(server.stop(seconds=20) == 0, server.stderr())
+    cases.finish()
+
+
+main(test)

@@ -1,0 +1,172 @@
+#!/usr/bin/env python3
+# ctest: processors=2
+"""--warm: a server that is killed comes back with its cache, and with every acknowledged write,
+flushed or not.
+
+Every round the load of kill9.py runs until kill -9 at a random moment. The next server on the same
+file must show, through its cache, all that was acknowledged; and from time to time, once it has
+flushed, the image must be what it shows. Then: the hit ratio is what it was before the kill, and the
+gap is short; a file that is in use or not in memory is refused; what belongs to an image that was
+replaced is not written to the other one. FOREBAY_STRESS makes it 100 rounds.
+"""
+
+import asyncio
+import json
+import os
+import random
+import time
+
+from journal import Journal, Load
+from lib import KIB, MIB, Failure, Server, expect, main, program, run, say, sparse_file
+
+STRESS = "FOREBAY_STRESS" in os.environ
+ROUNDS = 100 if STRESS else 4
+IMAGE = 24 * MIB
+CACHE = "8M"
+
+
+def warm_file(name):
+    return f"/dev/shm/forebay-test-{os.getpid()}-{name}"
+
+
+def warm_of(server):
+    return json.loads(run(program(), "stat", "--json", server.stat_address).stdout)["warm"]
+
+
+def resident(server):
+    return json.loads(run(program(), "stat", "--json", server.stat_address).stdout)["cache"][
+        "resident_pages"
+    ]
+
+
+def judge(journal, server, directory, turn):
+    """Compares what the server shows with what was acknowledged."""
+    shown = os.path.join(directory, "shown")
+    with server.client() as client, open(shown, "wb") as file:
+        for at in range(0, IMAGE, MIB):
+            file.write(client.read(at, MIB))
+        client.disconnect()
+    count, wrong = journal.judge_image(shown, journal.acked, everything=turn % 10 == 9)
+    expect(
+        not wrong,
+        f"round {turn}: {len(wrong)} of {count} units are wrong:\n" + "\n".join(wrong[:8]),
+    )
+    return count
+
+
+def killed_again_and_again(directory, image, options):
+    journal = Journal(IMAGE, 512)
+    judged = recovered = dirty = 0
+    for turn in range(ROUNDS + 1):
+        with_threads = [*options, "--threads", turn % 2 + 1]
+        server = Server(image, cache=CACHE, options=with_threads)
+        try:
+            said = warm_of(server)
+            recovered += said["recovered_pages"]
+            dirty += said["dirty_pages"]
+            judged += judge(journal, server, directory, turn)
+            if turn % 5 == 4 or turn == ROUNDS:
+                with server.client() as client:
+                    client.flush()
+                    client.disconnect()
+                with open(image, "rb") as a, open(os.path.join(directory, "shown"), "rb") as b:
+                    expect(a.read() == b.read(), f"round {turn}: the image is not what was shown")
+            if turn == ROUNDS:
+                break
+            load = Load(journal, connections=3, depth=6, seed=random.getrandbits(32))
+            asyncio.run(load_and_kill(load, server, random.uniform(0.02, 0.4)))
+        except Failure as failure:
+            raise Failure(f"round {turn}: {failure}")
+        finally:
+            server.kill()
+        expect(server.status == -9, f"the server ended with {server.status}\n{server.stderr()}")
+    expect(recovered > 500 * ROUNDS and dirty > 0, f"recovered {recovered} pages, {dirty} dirty")
+    say(f"{ROUNDS} kills: {judged} units judged, {recovered} pages recovered, {dirty} of them dirty")
+
+
+async def load_and_kill(load, server, delay):
+    asyncio.get_running_loop().call_later(delay, server.kill)
+    await load.run(server.address)
+
+
+def hit_ratio(server, client, rng):
+    """Of reads of which some pages have more than others."""
+
+    def counts():
+        cache = json.loads(run(program(), "stat", "--json", server.stat_address).stdout)["cache"]
+        return cache["hits"], cache["misses"]
+
+    hits, misses = counts()
+    for _ in range(3000):
+        client.read(int(rng.random() ** 4 * (IMAGE // 4096)) * 4096, 4096)
+    now_hits, now_misses = counts()
+    return (now_hits - hits) / (now_hits - hits + now_misses - misses)
+
+
+def as_warm_as_before(directory):
+    image = sparse_file(os.path.join(directory, "warm.img"), IMAGE)
+    with open(image, "r+b") as file:
+        file.write(os.urandom(IMAGE))
+    options = ["--warm", warm_file("ratio"), "--readahead", "0"]
+    rng = random.Random(7)
+    server = Server(image, cache=CACHE, options=options)
+    with server.client() as client:
+        hit_ratio(server, client, rng)
+        before = hit_ratio(server, client, rng)
+        had = resident(server)
+        client.disconnect()
+    server.kill()
+    began = time.monotonic()
+    with Server(image, cache=CACHE, options=options) as server:
+        gap = time.monotonic() - began
+        with server.client() as client:
+            after = hit_ratio(server, client, rng)
+            client.disconnect()
+        found = warm_of(server)["recovered_pages"]
+        text = run(program(), "stat", server.stat_address).stdout
+        expect(f"warm: recovered {found} pages, 0 dirty" in text, text)
+    expect(abs(after - before) < 0.02, f"hit ratio {before:.3f} before the kill, {after:.3f} after")
+    expect(found > had * 0.94, f"{found} of {had} pages recovered")
+    say(f"hit ratio {before:.3f}, after the kill {after:.3f}; served again after {gap:.2f} s")
+
+
+def refused(image, *options):
+    done = run(program(), "serve", image, "--cache", CACHE, *options, check=False)
+    lines = done.stderr.strip().splitlines()
+    expect(done.returncode != 0 and len(lines) == 1, f"{options}: {done.returncode} {done.stderr}")
+    return lines[0]
+
+
+def what_does_not_fit(directory, image, options):
+    with Server(image, cache=CACHE, options=options) as server:
+        other = sparse_file(os.path.join(directory, "other.img"), IMAGE)
+        if STRESS:  # it waits for the lock for a while
+            line = refused(other, *options)
+            expect("in use by another server" in line, line)
+        with server.client() as client:
+            client.write(0, b"w" * (64 * KIB))
+            server.kill()
+    os.rename(other, image)
+    socket = os.path.join(directory, "refused.sock")
+    line = refused(image, *options, "--socket", socket)
+    expect("not written back yet, and that is another file now" in line, line)
+    line = refused(image, "--warm", os.path.join(directory, "disk.warm"), "--socket", socket)
+    expect("must be a file in memory" in line, line)
+    with Server(image, cache=CACHE, options=[*options, "--warm-discard"]) as server:
+        expect(warm_of(server)["recovered_pages"] == 0, "not discarded")
+
+
+def test(directory):
+    image = sparse_file(os.path.join(directory, "disk.img"), IMAGE)
+    options = ["--warm", warm_file("kill")]
+    try:
+        killed_again_and_again(directory, image, options)
+        as_warm_as_before(directory)
+        what_does_not_fit(directory, image, options)
+    finally:
+        for name in ("kill", "ratio"):
+            if os.path.exists(warm_file(name)):
+                os.remove(warm_file(name))
+
+
+main(test)
