@@ -2,14 +2,15 @@
 // the kernel's by pread. Beside it the file read past every cache in large pieces.
 //
 //   cached_reads IMAGE --way forebay|plain|kernel|direct [--order random|sequential] [--depth N]
-//                [--seconds S] [--cache MIB] [--readahead KIB]
+//                [--seconds S] [--cache MIB] [--readahead KIB] [--in-place]
 //
 // `depth` readers each have one read under way: tasks of one event loop, or threads for pread.
 // `plain` is one thread without an event loop, which reads what is missing itself.
 // Prints one JSON object: reads a second, MB a second, CPU microseconds a read of this process (the
 // kernel's work for it included), the share of the reads that the cache had, and percentiles of the
-// latency. Before that a cache is filled from the file's start. `direct` reads 1 MiB at a time,
-// sequentially, one read after the other.
+// latency. What is read is copied to the reader, or, in place, pinned and let go: no byte of it is
+// looked at, as a reader of the device does not. Before that a cache is filled from the file's
+// start. `direct` reads 1 MiB at a time, sequentially, one read after the other.
 #include <fcntl.h>
 #include <unistd.h>
 
@@ -43,6 +44,7 @@ struct options {
   double seconds = 2;
   std::size_t cache_mib = 512;
   std::size_t readahead_kib = 512;
+  bool in_place = false;
 };
 
 constexpr std::size_t direct_bytes = 1u << 20;
@@ -72,7 +74,9 @@ class job {
   // One reader's; readers of a sequential order have a part of the file each.
   struct reader {
     explicit reader(unsigned number = 0) : rng(number + std::random_device{}()) {}
-    std::mt19937_64 rng;
+    // Of one word: so many readers with a longer state each would push what they read out of the
+    // CPU's caches. (Knuth's MMIX; the upper bits are the random ones.)
+    std::linear_congruential_engine<std::uint64_t, 6364136223846793005, 1442695040888963407, 0> rng;
     std::uint64_t next = UINT64_MAX;
     std::vector<std::uint32_t> took_ns;
     std::vector<std::byte> data = std::vector<std::byte>(page_bytes);
@@ -81,7 +85,7 @@ class job {
 
   std::uint64_t place(unsigned i) {
     reader& r = readers_[i];
-    if (opts_.order == "random") return r.rng() % (bytes_ / page_bytes) * page_bytes;
+    if (opts_.order == "random") return (r.rng() >> 24) % (bytes_ / page_bytes) * page_bytes;
     // What the cache has been filled with is not begun with.
     const std::uint64_t rest = bytes_ - warm_up_bytes();
     if (r.next == UINT64_MAX)
@@ -140,8 +144,17 @@ class forebay_way {
   task<> read(unsigned i) {
     for (unsigned n = 1;; ++n) {
       const std::uint64_t start = monotonic_clock::now_ns();
-      const result<> done = co_await space_.read(job_.place(i), job_[i].data);
-      if (!done) give_up("read", done.error());
+      if (opts_.in_place) {
+        page_ref pin[1];
+        const std::uint64_t at = job_.place(i);
+        if (!space_.try_pin(at, page_bytes, pin)) {
+          const result<std::size_t> done = co_await space_.pin(at, page_bytes, pin);
+          if (!done) give_up("read", done.error());
+        }
+      } else {
+        const result<> done = co_await space_.read(job_.place(i), job_[i].data);
+        if (!done) give_up("read", done.error());
+      }
       if (!job_.note(i, start)) break;
       // After hits in a row others of this thread come to their turn.
       if (n % 64 == 0) co_await loop::io(uring_request::nop());
@@ -291,6 +304,7 @@ int main(int argc, char** argv) {
   app.add_option("--depth", o.depth, "readers")->check(CLI::Range(1u, 1024u));
   app.add_option("--seconds", o.seconds);
   app.add_option("--cache", o.cache_mib, "MiB, of Forebay's");
+  app.add_flag("--in-place", o.in_place, "no copy; Forebay's");
   app.add_option("--readahead", o.readahead_kib, "KiB, of Forebay's");
   CLI11_PARSE(app, argc, argv);
   const nlohmann::json out = o.way == "forebay"  ? run_forebay(o)

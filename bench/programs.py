@@ -73,7 +73,10 @@ class Program:
 
 
 class Programs:
-    """The programs that a part of bench/run asks: each is started when it is first needed."""
+    """The programs that a part of bench/run asks: each is started when it is first needed.
+
+    Who calls turns() has `rounds` and `progress`.
+    """
 
     def __init__(self, build, windows, arguments=()):
         self.build = Path(build)
@@ -101,6 +104,23 @@ class Programs:
             self.refused[name] = str(e)
             raise
         return self.programs[name]
+
+    def turns(self, label, subjects, ask):
+        """The subjects of a measure, taking turns: {name: {"rounds": [what `ask` says], "median": ns}, or {"failed": why}}."""
+        rows = {s.name: {"rounds": []} for s in subjects}
+        for turn in range(self.rounds):
+            for s in subjects:
+                if "failed" in rows[s.name]:
+                    continue
+                self.progress(f"{label}: round {turn + 1} of {self.rounds}, {s.name}")
+                try:
+                    rows[s.name]["rounds"].append(ask(s))
+                except Refused as e:
+                    rows[s.name] = {"failed": str(e)}
+        for row in rows.values():
+            if "rounds" in row:
+                row["median"] = statistics.median(r["ns"] for r in row["rounds"])
+        return rows
 
     def close(self):
         for program in self.programs.values():

@@ -137,3 +137,23 @@ set_target_properties(forebay_bench_packets PROPERTIES
   OUTPUT_NAME packets_forebay
   RUNTIME_OUTPUT_DIRECTORY "${PROJECT_BINARY_DIR}/bench")
 add_dependencies(bench_programs forebay_bench_packets)
+
+# And ports: a program for each, in the loop of bench/packets/port_loop.h.
+function(forebay_bench_port_program name)
+  set(target forebay_bench_packet_port_${name})
+  add_executable(${target} EXCLUDE_FROM_ALL bench/packets/port_${name}.cc)
+  target_include_directories(${target} PRIVATE "${PROJECT_SOURCE_DIR}")
+  target_link_libraries(${target} PRIVATE ${ARGN})
+  set_target_properties(${target} PROPERTIES
+    OUTPUT_NAME packet_port_${name}
+    RUNTIME_OUTPUT_DIRECTORY "${PROJECT_BINARY_DIR}/bench")
+  add_dependencies(bench_programs ${target})
+endfunction()
+
+forebay_bench_port_program(forebay forebay)
+find_library(FOREBAY_BENCH_net_af_xdp NAMES rte_net_af_xdp)  # a plugin, as the mempool's ring
+mark_as_advanced(FOREBAY_BENCH_net_af_xdp)
+if(libdpdk_FOUND AND FOREBAY_BENCH_mempool_ring AND FOREBAY_BENCH_net_af_xdp)
+  forebay_bench_port_program(dpdk
+    PkgConfig::libdpdk -Wl,--no-as-needed ${FOREBAY_BENCH_net_af_xdp} ${FOREBAY_BENCH_mempool_ring} -Wl,--as-needed)
+endif()

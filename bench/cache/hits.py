@@ -85,23 +85,6 @@ class HitBench(Programs):
         ns_hit, windows, disturbed = program.ask("sample", s.subject, pattern, threads).split()
         return {"ns": float(ns_hit), "windows": int(windows), "disturbed": int(disturbed)}
 
-    def turns(self, label, subjects, ask):
-        """The subjects of a measure, taking turns."""
-        rows = {s.name: {"rounds": []} for s in subjects}
-        for turn in range(self.rounds):
-            for s in subjects:
-                if "failed" in rows[s.name]:
-                    continue
-                self.progress(f"{label}: round {turn + 1} of {self.rounds}, {s.name}")
-                try:
-                    rows[s.name]["rounds"].append(ask(s))
-                except Refused as e:
-                    rows[s.name] = {"failed": str(e)}
-        for row in rows.values():
-            if "rounds" in row:
-                row["median"] = statistics.median(r["ns"] for r in row["rounds"])
-        return rows
-
     def measure(self, f):
         subjects = [s for s in f.subjects if not (self.peers_only and s.ours)]
         rows = self.turns(f.name, subjects, lambda s: self.sample(self.program(s), s, f.pattern, f.threads))

@@ -4,7 +4,6 @@ One program for each library (build/release/bench/ring_NAME) is started once and
 them run the loop of tools/forebay/ring_pipe.h.
 """
 
-import statistics
 import sys
 from dataclasses import dataclass
 
@@ -75,19 +74,7 @@ class RingBench(Programs):
     def measure(self, family, batch):
         """All subjects of a family at one batch, taking turns."""
         subjects = [s for s in family.subjects if not (self.peers_only and s.ours)]
-        rows = {s.name: {"rounds": []} for s in subjects}
-        for turn in range(self.rounds):
-            for s in subjects:
-                if "failed" in rows[s.name]:
-                    continue
-                self.progress(f"{family.name}, batches of {batch}: round {turn + 1} of {self.rounds}, {s.name}")
-                try:
-                    rows[s.name]["rounds"].append(self.sample(family, s, batch))
-                except Refused as e:
-                    rows[s.name] = {"failed": str(e)}
-        for row in rows.values():
-            if "rounds" in row:
-                row["median"] = statistics.median(r["ns"] for r in row["rounds"])
+        rows = self.turns(f"{family.name}, batches of {batch}", subjects, lambda s: self.sample(family, s, batch))
         result = {"name": f"{family.name}-{batch}", "title": family.title, "batch": batch, "unit": "ns", "subjects": rows}
         result["aims"] = [a for a in (compare(aim, result, []) for aim in family.aims if aim.batch == batch) if a]
         return result
