@@ -89,16 +89,16 @@ async def load_and_kill(load, server, delay):
     await load.run(server.address)
 
 
-def hit_ratio(server, client, rng):
-    """Of reads of which some pages have more than others."""
+def hit_ratio(server, client, offsets):
+    """Of reads of a page at each of the offsets."""
 
     def counts():
         cache = json.loads(run(program(), "stat", "--json", server.stat_address).stdout)["cache"]
         return cache["hits"], cache["misses"]
 
     hits, misses = counts()
-    for _ in range(3000):
-        client.read(int(rng.random() ** 4 * (IMAGE // 4096)) * 4096, 4096)
+    for offset in offsets:
+        client.read(offset, 4096)
     now_hits, now_misses = counts()
     return (now_hits - hits) / (now_hits - hits + now_misses - misses)
 
@@ -108,11 +108,14 @@ def as_warm_as_before(directory):
     with open(image, "r+b") as file:
         file.write(os.urandom(IMAGE))
     options = ["--warm", warm_file("ratio"), "--readahead", "0"]
+    # Some pages are read more often than others. The same reads each time: their ratio differs by
+    # what the cache holds and not by what chance asked for.
     rng = random.Random(7)
+    offsets = [int(rng.random() ** 4 * (IMAGE // 4096)) * 4096 for _ in range(3000)]
     server = Server(image, cache=CACHE, options=options)
     with server.client() as client:
-        hit_ratio(server, client, rng)
-        before = hit_ratio(server, client, rng)
+        cold = hit_ratio(server, client, offsets)
+        before = hit_ratio(server, client, offsets)
         had = resident(server)
         client.disconnect()
     server.kill()
@@ -120,14 +123,18 @@ def as_warm_as_before(directory):
     with Server(image, cache=CACHE, options=options) as server:
         gap = time.monotonic() - began
         with server.client() as client:
-            after = hit_ratio(server, client, rng)
+            after = hit_ratio(server, client, offsets)
             client.disconnect()
         found = warm_of(server)["recovered_pages"]
         text = run(program(), "stat", server.stat_address).stdout
         expect(f"warm: recovered {found} pages, 0 dirty" in text, text)
-    expect(abs(after - before) < 0.02, f"hit ratio {before:.3f} before the kill, {after:.3f} after")
+    said = f"hit ratio {cold:.3f} cold, {before:.3f} before the kill, {after:.3f} after"
+    # A page or two may have been on its way when the server was killed; a cache that came back cold
+    # would cost all the difference.
+    expect(before - cold > 0.3, f"{said}: the reads do not show whether the cache is warm")
+    expect(before - after < (before - cold) / 4, said)
     expect(found > had * 0.94, f"{found} of {had} pages recovered")
-    say(f"hit ratio {before:.3f}, after the kill {after:.3f}; served again after {gap:.2f} s")
+    say(f"{said}; served again after {gap:.2f} s")
 
 
 def refused(image, *options):
