@@ -22,7 +22,7 @@ TEST(Futex, ATimeoutEndsTheWait) {
   const std::uint64_t start = monotonic_clock::now_ns();
   // A signal may end a wait early, so the time is what counts.
   while (monotonic_clock::now_ns() - start < 3'000'000) futex_wait(word, 0, 3'000'000);
-  EXPECT_LT(monotonic_clock::now_ns() - start, 5'000'000'000u);
+  EXPECT_LT(monotonic_clock::now_ns() - start, 30'000'000'000u);
   futex_wait(word, 0, 0);  // not at all
 }
 

@@ -13,6 +13,7 @@
 
 #include "forebay/os/poll.h"
 #include "forebay/os/tap.h"
+#include "forebay/os/test_await.h"
 #include "forebay/os/test_network.h"
 #include "forebay/os/test_xdp.h"
 #include "forebay/os/xdp_socket.h"
@@ -54,11 +55,11 @@ struct copied_frame {
   std::uint64_t stamp_ns;
 };
 
-// Everything that comes until there are so many frames that were not sent from here, or nothing has
-// come for a second.
+// Everything that comes until there are so many frames that were not sent from here; a minute at
+// the most.
 std::vector<copied_frame> receive(packet_socket& s, std::size_t wanted) {
   std::vector<copied_frame> got;
-  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(5);
+  const auto end = std::chrono::steady_clock::now() + std::chrono::minutes(1);
   while (got.size() < wanted && std::chrono::steady_clock::now() < end) {
     const auto block = s.take_block();
     if (!block) {
@@ -75,18 +76,20 @@ std::vector<copied_frame> receive(packet_socket& s, std::size_t wanted) {
   return got;
 }
 
-result<packet_socket> open_lo(packet_socket::options opts) {
+result<packet_socket> open_lo(packet_socket::options opts, std::uint32_t blocks = 4) {
   auto lo = net_interface::find("lo");
   if (!lo) return fail(lo.error());
   opts.block_bytes = 1u << 16;
-  opts.blocks = 4;
+  opts.blocks = blocks;
   opts.retire_ms = 1;
   return packet_socket::open(*lo, opts);
 }
 
 TEST(PacketSocket, FramesComeAsTheyWereSent) {
   const std::string skipped = run_in_own_network([] {
-    auto s = open_lo({});
+    // A block is closed when it has been open for a millisecond: where the sender is held up
+    // between any two frames, each takes one.
+    auto s = open_lo({}, 256);
     ASSERT_TRUE(s) << s.error().message();
     std::vector<std::vector<std::byte>> frames;
     for (unsigned i = 0; i < 200; ++i) frames.push_back(frame_of(46 + i * 7, i, i % 3 == 0));
@@ -102,7 +105,7 @@ TEST(PacketSocket, FramesComeAsTheyWereSent) {
       EXPECT_GE(got[i].stamp_ns, last);
       last = got[i].stamp_ns;
     }
-    EXPECT_LT(static_cast<std::uint64_t>(now_ns) - last, 10'000'000'000u);
+    EXPECT_LT(static_cast<std::uint64_t>(now_ns) - last, 100'000'000'000u);
     const auto seen = s->statistics();
     EXPECT_GE(seen.received, frames.size());
     EXPECT_EQ(seen.dropped, 0u);
@@ -165,9 +168,9 @@ TEST(PacketSocket, ABlockIsTakenOnceUntilItIsGivenBack) {
     s->give_back(1);  // not in its turn
     EXPECT_FALSE(s->take_block());
     s->give_back(0);
-    frames.resize(5);
+    frames.resize(2);  // each has a block, should the first one's be closed before the second comes
     ASSERT_EQ(send(*s, frames), frames.size());
-    EXPECT_EQ(receive(*s, 5).size(), 5u);
+    EXPECT_EQ(receive(*s, 2).size(), 2u);
     s->give_back(2);
     s->give_back(3);
   });
@@ -236,7 +239,8 @@ TEST(TapInterface, IsAWireOfTheKernels) {
     ASSERT_TRUE(set_interface_up("fb0", true));
 
     // Written to the descriptor, the kernel has received it.
-    auto s = packet_socket::open(*net_interface::find("fb0"), {.blocks = 2, .retire_ms = 1});
+    auto s = packet_socket::open(*net_interface::find("fb0"),
+                                 {.block_bytes = 1u << 16, .blocks = 64, .retire_ms = 1});
     ASSERT_TRUE(s) << s.error().message();
     const auto before = read_counters(down->index);
     ASSERT_TRUE(before);
@@ -252,7 +256,7 @@ TEST(TapInterface, IsAWireOfTheKernels) {
     std::array<std::byte, 2048> room;
     const iovec in{room.data(), room.size()};
     bool found = false;
-    for (int i = 0; i < 50 && !found; ++i) {
+    for (int i = 0; i < 600 && !found; ++i) {
       const int fd = tap->fd();
       ASSERT_TRUE(wait_readable({&fd, 1}, 100));
       const auto n = tap->receive({&in, 1});
@@ -334,7 +338,7 @@ TEST(XdpSocket, RingsCarryFramesToTheKernelAndBack) {
     for (int tries = 0; tries < 100 && !s->tx().all_taken(); ++tries) {
       static_cast<void>(s->wake_tx());
     }
-    for (int tries = 0; tries < 500 && s->rx().ready(32) < 32; ++tries) {
+    for (int tries = 0; tries < 6000 && s->rx().ready(32) < 32; ++tries) {
       ASSERT_TRUE(s->wait(10));
     }
     ASSERT_EQ(s->rx().ready(32), 32u);
@@ -347,8 +351,7 @@ TEST(XdpSocket, RingsCarryFramesToTheKernelAndBack) {
       EXPECT_EQ(std::memcmp(memory.get() + d.address, f.data(), f.size()), 0);
     }
     s->rx().release(32);
-    for (int tries = 0; tries < 500 && s->completion().ready(32) < 32; ++tries) ::usleep(1000);
-    ASSERT_EQ(s->completion().ready(32), 32u);
+    ASSERT_TRUE(eventually([&] { return s->completion().ready(32) == 32; }));
     for (std::uint32_t i = 0; i < 32; ++i) {
       EXPECT_EQ(s->completion().get(i), std::uint64_t{32 + i} * chunk);
     }

@@ -120,13 +120,13 @@ TEST_F(PressureTest, V1AsksForAnEventOfTheGroupItself) {
   // The kernel's part.
   signal_event_fd(sources->all()[0].fd());
   signal_event_fd(sources->all()[0].fd());
-  auto found = sources->wait(10'000 * ms);
+  auto found = sources->wait(60'000 * ms);
   EXPECT_EQ(found.cgroup, memory_pressure::moderate);
   EXPECT_EQ(found.psi, memory_pressure::none);
   EXPECT_EQ(sources->wait(0).worst(), memory_pressure::none) << "told once";
   signal_event_fd(sources->all()[0].fd());
   signal_event_fd(sources->all()[1].fd());
-  EXPECT_EQ(sources->wait(10'000 * ms).cgroup, memory_pressure::critical) << "the worse one";
+  EXPECT_EQ(sources->wait(60'000 * ms).cgroup, memory_pressure::critical) << "the worse one";
 }
 
 TEST_F(PressureTest, V2CountsWhatLimitsWereMet) {
@@ -163,15 +163,15 @@ TEST_F(PressureTest, WaitEndsByWakeOrTimeout) {
   ASSERT_TRUE(sources);
   sources->wake();
   const std::uint64_t start = monotonic_clock::now_ns();
-  EXPECT_EQ(sources->wait(10'000 * ms).worst(), memory_pressure::none) << "woken before";
+  EXPECT_EQ(sources->wait(60'000 * ms).worst(), memory_pressure::none) << "woken before";
   {
     const std::jthread waker([&] {
       std::this_thread::sleep_for(std::chrono::milliseconds(5));
       sources->wake();
     });
-    sources->wait(10'000 * ms);
+    sources->wait(60'000 * ms);
   }
-  EXPECT_LT(monotonic_clock::now_ns() - start, 5'000 * ms);
+  EXPECT_LT(monotonic_clock::now_ns() - start, 50'000 * ms);
   const std::uint64_t again = monotonic_clock::now_ns();
   sources->wait(20 * ms);
   EXPECT_GE(monotonic_clock::now_ns() - again, 19 * ms);
@@ -215,7 +215,7 @@ class RealGroup {
     // Touched as well: under the address sanitizer mlock does nothing.
     if (good) std::memset(p, 1, held_bytes);
     static_cast<void>(!::write(ready_[1], good ? "y" : "n", 1));
-    ::alarm(30);
+    ::alarm(120);
     for (;;) ::pause();
   }
 
@@ -238,7 +238,7 @@ TEST_F(PressureTest, ARealGroupV1TellsWhenItsLimitCannotBeKept) {
     limit << RealGroup::held_bytes / 2 << std::flush;
     if (limit.good()) GTEST_SKIP() << "the memory was swapped out";
   }
-  EXPECT_EQ(sources->wait(10'000 * ms).cgroup, memory_pressure::critical);
+  EXPECT_EQ(sources->wait(60'000 * ms).cgroup, memory_pressure::critical);
 }
 
 }  // namespace
