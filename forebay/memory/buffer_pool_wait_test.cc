@@ -261,7 +261,7 @@ TEST_P(PoolWait, ShrinkingTakesNothingFromWhoWaits) {
         std::this_thread::yield();
         continue;
       }
-      if (!pool->allocate(2s)) ++faults;
+      if (!pool->allocate(60s)) ++faults;
       ++served;
     }
   });
@@ -272,7 +272,7 @@ TEST_P(PoolWait, ShrinkingTakesNothingFromWhoWaits) {
       std::chrono::milliseconds(std::getenv("FOREBAY_STRESS") != nullptr ? 20'000 : 300);
   const auto end = std::chrono::steady_clock::now() + length;
   while (std::chrono::steady_clock::now() < end && faults == 0) {
-    auto mine = pool->allocate(2s);
+    auto mine = pool->allocate(60s);
     if (!mine) ++faults;
     ++asked;
     if (asked % 2 == 0) std::this_thread::yield();

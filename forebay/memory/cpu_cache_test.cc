@@ -52,6 +52,24 @@ class plain_list final : public free_list {
   std::vector<std::uint32_t> items_;
 };
 
+// While it lives the thread stays on the CPU on which it is.
+class stay_on_cpu {
+ public:
+  stay_on_cpu() {
+    EXPECT_EQ(sched_getaffinity(0, sizeof before_, &before_), 0);
+    cpu_set_t only;
+    CPU_ZERO(&only);
+    CPU_SET(current_cpu(), &only);
+    EXPECT_EQ(sched_setaffinity(0, sizeof only, &only), 0);
+  }
+  ~stay_on_cpu() { static_cast<void>(sched_setaffinity(0, sizeof before_, &before_)); }
+  stay_on_cpu(const stay_on_cpu&) = delete;
+  stay_on_cpu& operator=(const stay_on_cpu&) = delete;
+
+ private:
+  cpu_set_t before_{};
+};
+
 // With restartable sequences and without.
 class CpuCache : public testing::TestWithParam<bool> {
  protected:
@@ -81,6 +99,7 @@ TEST_P(CpuCache, HandsOutEachItemOnceAndThenNone) {
 TEST_P(CpuCache, TheLastFreedIsTheNextAllocated) {
   plain_list list(100);
   cpu_cache cache(list, with(8));
+  const stay_on_cpu here;  // another CPU has a cache of its own
   const std::uint32_t a = cache.pop();
   const std::uint32_t b = cache.pop();
   cache.push(a);
