@@ -167,7 +167,7 @@ TEST(mpmc_ring_stress, nothing_is_lost_or_doubled_and_order_is_kept) {
 
 // A batch that was pushed in one call comes out in one piece.
 TEST(mpmc_ring_stress, batches_are_not_mixed) {
-  constexpr unsigned batches = 20'000;
+  constexpr unsigned batches = 8'000;
   const auto ring = std::move(mpmc_ring<std::uint32_t>::create(64).value());
   std::vector<std::thread> producers;
   for (std::uint32_t id = 0; id < 2; ++id) {

@@ -4,6 +4,7 @@
 #include <map>
 #include <thread>
 
+#include "forebay/os/test_await.h"
 #include "forebay/ring/test_ring.h"
 
 namespace forebay {
@@ -120,7 +121,8 @@ TEST(policy_ring, block_waits_for_room) {
   stop.request_stop();
   EXPECT_EQ(ring->push(2, {.stop = stop.get_token()}).error(), error_of(ECANCELED));
   std::thread consumer([&] {
-    std::this_thread::sleep_for(10ms);
+    EXPECT_TRUE(eventually([&] { return ring->statistics().waits == 3; }));
+    std::this_thread::sleep_for(10ms);  // it is counted before it sleeps
     int item = -1;
     EXPECT_TRUE(ring->try_pop(item));
   });

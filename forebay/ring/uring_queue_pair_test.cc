@@ -94,16 +94,16 @@ TEST(QueuePair, ADoorbellDoesNotWaitForWhatCanBeReaped) {
   uring_queue_pair& q = **made;
   std::array<completion, 3> records;
   for (completion& c : records) ASSERT_TRUE(q.submit(uring_request::nop(), c));
-  ASSERT_TRUE(q.ring_doorbell(1'000'000'000, 3));
+  ASSERT_TRUE(q.ring_doorbell(60'000'000'000, 3));
   ASSERT_NE(q.reap(), nullptr);
   const std::uint64_t start = monotonic_clock::now_ns();
-  ASSERT_TRUE(q.ring_doorbell(2'000'000'000, 2));
-  EXPECT_LT(monotonic_clock::now_ns() - start, 1'000'000'000u);
+  ASSERT_TRUE(q.ring_doorbell(60'000'000'000, 2));
+  EXPECT_LT(monotonic_clock::now_ns() - start, 30'000'000'000u);
   // One more than that has to be waited for, and is.
   completion more;
   ASSERT_TRUE(q.submit(uring_request::nop(), more));
-  ASSERT_TRUE(q.ring_doorbell(2'000'000'000, 3));
-  EXPECT_LT(monotonic_clock::now_ns() - start, 1'000'000'000u);
+  ASSERT_TRUE(q.ring_doorbell(60'000'000'000, 3));
+  EXPECT_LT(monotonic_clock::now_ns() - start, 30'000'000'000u);
   for (int i = 0; i < 3; ++i) EXPECT_NE(q.reap(), nullptr);
   EXPECT_EQ(q.in_flight(), 0u);
 }

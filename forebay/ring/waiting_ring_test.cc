@@ -127,7 +127,7 @@ TEST(waiting_mpmc_ring, a_call_that_came_too_early_is_passed_on) {
   auto& inner = const_cast<mpmc_ring<int>&>(ring->ring());
   std::vector<std::thread> consumers;
   for (int i = 0; i < 3; ++i) {
-    consumers.emplace_back([&] { EXPECT_TRUE(ring->pop({.timeout = 10s})); });
+    consumers.emplace_back([&] { EXPECT_TRUE(ring->pop({.timeout = 60s})); });
   }
   std::this_thread::sleep_for(10ms);
   auto slot = inner.reserve(1);
@@ -138,7 +138,7 @@ TEST(waiting_mpmc_ring, a_call_that_came_too_early_is_passed_on) {
   const auto start = std::chrono::steady_clock::now();
   ASSERT_TRUE(ring->try_push(3));  // wakes one; the other two are his to wake
   for (std::thread& t : consumers) t.join();
-  EXPECT_LT(std::chrono::steady_clock::now() - start, 5s);
+  EXPECT_LT(std::chrono::steady_clock::now() - start, 30s);
 }
 
 template <typename Ring>
