@@ -147,10 +147,11 @@ TEST(access_sampler, keeps_within_its_budget_and_near_the_curve) {
   constexpr std::size_t rounds = 100'000;
   counter hits;
   counter misses;
-  // A fiftieth of them fills the budget of a tenth of a second: a machine would have to be very
-  // slow not to halve the sample.
+  // The curve has room for less than half of the pages. A twentieth of the accesses fills the
+  // budget of a tenth of a second, so a fast machine halves the sample four times; not once more,
+  // or it would be so small that it is begun anew where both threads are held up for a while.
   const auto sampler = access_sampler::create(
-      {.curve = {.pages_max = 4096}, .accesses_per_second = 40'000}, hits, misses);
+      {.curve = {.pages_max = 4096}, .accesses_per_second = 100'000}, hits, misses);
   std::vector<std::thread> threads;
   for (unsigned t = 0; t < 2; ++t) {
     threads.emplace_back([&, t] {

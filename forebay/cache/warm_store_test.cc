@@ -3,6 +3,7 @@
 // acknowledged and nothing that is stale; and what a file says that does not fit is refused.
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <cstdio>
 #include <cstdlib>
@@ -59,7 +60,8 @@ class WarmStore : public ::testing::Test {
  protected:
   // Names of this process's own, in memory.
   WarmStore()
-      : base_("/dev/shm/forebay-test-" + std::to_string(monotonic_clock::now_ns())),
+      : base_("/dev/shm/forebay-test-" + std::to_string(::getpid()) + "-" +
+              std::to_string(monotonic_clock::now_ns())),
         image_(base_ + ".img"),
         file_(base_ + ".warm") {
     put_contents(image_, filled(image_bytes, 0x11));
