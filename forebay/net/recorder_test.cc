@@ -89,13 +89,13 @@ class wire_port final : public port {
 
   explicit wire_port(packet_pool& pool) : pool_(pool) {}
 
-  // The next packets come, on the calling thread. A full ring is waited for until it is clear that
-  // nobody takes anything.
-  void send(std::uint64_t count) {
+  // The next packets come, on the calling thread. A full ring is waited for, unless whoever takes
+  // them waits himself: then it has been full for a while, and what comes is lost.
+  void send(std::uint64_t count, const std::function<bool()>& taker_waits = [] { return false; }) {
     for (std::uint64_t i = 0; i < count; ++i) {
       for (int tries = 0; !stuck_ && waiting() == ring_packets; ++tries) {
         std::this_thread::sleep_for(std::chrono::milliseconds(1));
-        stuck_ = tries == 50;
+        stuck_ = tries == 60'000 || (tries >= 50 && taker_waits());
       }
       const scoped_lock hold(lock_);
       if (ring_.size() == ring_packets) {
@@ -263,14 +263,27 @@ class Recorder : public testing::Test {
 
 void await(const std::function<bool()>& done) {
   // Asked no more once it was so: what is awaited may be over a moment later.
-  for (int tries = 0; tries < 20'000; ++tries) {
+  for (int tries = 0; tries < 60'000; ++tries) {
     if (done()) return;
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
-  ADD_FAILURE() << "not in 20 s";
+  ADD_FAILURE() << "not in a minute";
 }
 void await_taken(const wire_port& wire) {
   await([&wire] { return wire.waiting() == 0; });
+}
+bool none_waits(const recorder& r) { return r.statistics().buffer.waiting_chunks == 0; }
+
+// Sends no faster than the cache takes it, until that has so many pages; how many packets.
+std::uint64_t fill_cache(wire_port& wire, const recorder& r, std::uint64_t pages) {
+  std::uint64_t sent = 0;
+  for (std::uint64_t has = 0; has < pages; has = r.statistics().backlog_pages) {
+    wire.send(100);
+    sent += 100;
+    await_taken(wire);
+    await([&] { return none_waits(r) || r.statistics().backlog_pages >= pages; });
+  }
+  return sent;
 }
 
 // The disk hangs while more comes than the buffer and the cache hold, then it goes on.
@@ -279,6 +292,7 @@ TEST_F(Recorder, EachPolicyDoesWhatItSaysWhileTheDiskHangs) {
   constexpr std::uint64_t after = 300;
   const scratch dir;
   std::uint64_t kept_by_tail_drop = 0;
+  std::uint64_t cached_by_tail_drop = 0;  // pages
   for (const auto policy :
        {exhaustion_policy::tail_drop, exhaustion_policy::head_drop, exhaustion_policy::expand,
         exhaustion_policy::block, exhaustion_policy::back_pressure}) {
@@ -291,16 +305,25 @@ TEST_F(Recorder, EachPolicyDoesWhatItSaysWhileTheDiskHangs) {
     const bool waits =
         policy == exhaustion_policy::block || policy == exhaustion_policy::back_pressure;
     const outcome seen = record_wire(o, [&](wire_port& wire, fault_device& disk, recorder& r) {
-      const auto none_waits = [&r] { return r.statistics().buffer.waiting_chunks == 0; };
+      const auto taker_waits = [&r, waits] {
+        const exhaustion_statistics now = r.statistics().buffer.policy;
+        return waits && (now.waits != 0 || now.raised != now.lowered);
+      };
       disk.hang();
       wire.send(500);
       await_taken(wire);
-      await(none_waits);  // the cache has them
-      wire.send(burst - 500);
+      await([&r] { return none_waits(r); });  // the cache has them
+      std::uint64_t sent = 500;
+      // So that the buffer alone is what makes the difference.
+      if (policy == exhaustion_policy::expand) sent += fill_cache(wire, r, cached_by_tail_drop);
+      wire.send(burst - sent, taker_waits);
       if (!waits) await_taken(wire);
+      if (policy == exhaustion_policy::tail_drop) {
+        cached_by_tail_drop = r.statistics().backlog_pages;
+      }
       disk.heal();
       await_taken(wire);
-      await(none_waits);
+      await([&r] { return none_waits(r); });
       wire.send(after);
       await_taken(wire);
     });
@@ -362,10 +385,12 @@ TEST_F(Recorder, BurstsGoToASlowDiskWithoutLoss) {
   o.buffer.bytes = stress ? 48 << 20 : 6 << 20;
   o.buffer.when_full = exhaustion_policy::tail_drop;
   const auto start = std::chrono::steady_clock::now();
-  const outcome seen = record_wire(o, [&](wire_port& wire, fault_device& disk, recorder&) {
+  const outcome seen = record_wire(o, [&](wire_port& wire, fault_device& disk, recorder& r) {
     disk.set_pace({.bytes_per_second = 64u << 20});
     for (unsigned i = 0; i < bursts; ++i) {
       std::this_thread::sleep_until(start + i * every);
+      // Two of them are more than the buffer has room for.
+      if (i != 0) await([&r] { return none_waits(r); });
       wire.send(burst);
     }
     await_taken(wire);

@@ -57,7 +57,7 @@ class Port : public testing::Test {
     }
   }
   // The first packets of ours that come, for at most so many times 10 ms.
-  static std::vector<packet> receive(port& from, std::size_t wanted, int patience = 500) {
+  static std::vector<packet> receive(port& from, std::size_t wanted, int patience = 6000) {
     std::vector<packet> got;
     for (int tries = 0; tries < patience && got.size() < wanted; ++tries) {
       std::array<packet, 16> burst;
