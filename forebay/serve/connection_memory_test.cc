@@ -158,7 +158,7 @@ TEST(ConnectionMemory, NoRequestIsForgotten) {
       bool refused = false;
       host.serve([&](raw_client& c) {
         ASSERT_TRUE(c.go("disk", raw_client::headers::structured, {nbd::base_allocation}));
-        const timeval patience{.tv_sec = 5, .tv_usec = 0};
+        const timeval patience{.tv_sec = 60, .tv_usec = 0};
         ASSERT_EQ(::setsockopt(c.fd(), SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience), 0);
         memory.calls = memory.refused = 0;
         memory.fail_at = n;

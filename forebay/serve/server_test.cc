@@ -256,10 +256,7 @@ TEST(Server, IsTunedUnderLoad) {
       const pressure_statistics m = s.get().monitor().statistics();
       return m.ceiling_bytes == std::min(size, m.capacity_bytes) && m.committed_bytes <= size;
     };
-    for (int i = 0; i < 1000 && !arrived(); ++i) {
-      std::this_thread::sleep_for(std::chrono::milliseconds(10));
-    }
-    EXPECT_TRUE(arrived()) << size;
+    EXPECT_TRUE(eventually(arrived)) << size;
   }
   over = true;
   for (auto& c : clients) c.join();

@@ -23,6 +23,7 @@
 #include "forebay/base/test_bytes.h"
 #include "forebay/block/fault_device.h"
 #include "forebay/block/memory_device.h"
+#include "forebay/os/test_await.h"
 #include "forebay/serve/server.h"
 #include "forebay/serve/test_wire.h"
 
@@ -57,12 +58,8 @@ inline export_options named(std::string name, bool write_through = false) {
   return o;
 }
 
-// Within 20 s a request waits for this limit.
 inline bool somebody_waits_for(const rate_limit& limit) {
-  for (int i = 0; i < 20'000 && limit.statistics().waiting == 0; ++i) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(1));
-  }
-  return limit.statistics().waiting != 0;
+  return eventually([&limit] { return limit.statistics().waiting != 0; });
 }
 
 class test_server {
@@ -107,14 +104,12 @@ class test_server {
   std::string socket_path() const { return directory_ + "/socket"; }
   server& get() { return *server_; }
 
-  // Until the last client has left; false after ten seconds.
+  // Until there are so many clients.
   bool wait_for_clients(unsigned count) {
-    for (int i = 0; i < 1000; ++i) {
+    return eventually([this, count] {
       const std::string text = server_->statistics_text();
-      if (text.find("\"clients\":" + std::to_string(count) + ",") != text.npos) return true;
-      std::this_thread::sleep_for(std::chrono::milliseconds(10));
-    }
-    return false;
+      return text.find("\"clients\":" + std::to_string(count) + ",") != text.npos;
+    });
   }
 
  private:
@@ -123,7 +118,7 @@ class test_server {
   std::unique_ptr<server> server_;
 };
 
-// A blocking client; no wait of it is longer than 20 seconds.
+// A blocking client; no wait of it is longer than a minute.
 class raw_client : public nbd_words {
  public:
   struct option_answer {
@@ -352,7 +347,7 @@ class raw_client : public nbd_words {
  private:
   void use(unique_fd socket) {
     socket_ = std::move(socket);
-    const timeval limit{20, 0};
+    const timeval limit{60, 0};
     ::setsockopt(socket_.get(), SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
     ::setsockopt(socket_.get(), SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
   }

@@ -413,7 +413,7 @@ class vhost_disk {
   }
   // Sleeps until the device calls.
   std::optional<virtio_driver::used> wait() {
-    for (int i = 0; i < 200; ++i) {
+    for (int i = 0; i < 600; ++i) {
       if (auto u = driver_.reap()) return u;
       if (driver_.want_call()) continue;
       pollfd p{call_.get(), POLLIN, 0};

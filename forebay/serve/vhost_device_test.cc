@@ -292,17 +292,11 @@ TEST_P(VhostUser, HostileChainsAreGivenBackAndNobodyElseNotices) {
   // A head outside the table ends the ring, and that alone.
   d.driver().post_head(GetParam().size);
   d.kick();
-  for (int i = 0; i < 200 && statistic("rings_broken") == 0; ++i) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(5));
-  }
-  EXPECT_EQ(statistic("rings_broken"), 1u);
+  EXPECT_TRUE(eventually([&] { return statistic("rings_broken") == 1; }));
   EXPECT_EQ(other.read(0, 4096), 0);
   other.driver().jump(0x7000);
   signal_event_fd(other.kick_fd());
-  for (int i = 0; i < 200 && statistic("rings_broken") == 1; ++i) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(5));
-  }
-  EXPECT_EQ(statistic("rings_broken"), 2u);
+  EXPECT_TRUE(eventually([&] { return statistic("rings_broken") == 2; }));
   raw_client nbd_client(*server);
   ASSERT_TRUE(nbd_client.go());
   EXPECT_TRUE(nbd_client.read(0, 4096));
@@ -468,7 +462,7 @@ TEST_P(VhostUser, RequestsInFlightSurviveTheConnection) {
   ASSERT_TRUE(d->start(GetParam().packed ? 0 : d->driver().used_index()));
   // Nor did that device call for what it had published. (The driver polls: there is no other call.)
   pollfd called{d->call_fd(), POLLIN, 0};
-  EXPECT_EQ(::poll(&called, 1, 10'000), 1);
+  EXPECT_EQ(::poll(&called, 1, 60'000), 1);
   auto first = d->wait();
   auto second = d->wait();
   ASSERT_TRUE(first && second);
@@ -681,11 +675,10 @@ TEST_P(VhostMessages, MemoryThatIsCutOffEndsTheRing) {
   ASSERT_EQ(::ftruncate(file.get(), 0), 0);
   ::munmap(p, 1 << 20);
   signal_event_fd(kick->get());
-  for (int i = 0; i < 200 && statistic("rings_broken") == 0; ++i) {
+  EXPECT_TRUE(eventually([&] {
     signal_event_fd(kick->get());
-    std::this_thread::sleep_for(std::chrono::milliseconds(5));
-  }
-  EXPECT_EQ(statistic("rings_broken"), 1u);
+    return statistic("rings_broken") == 1;
+  }));
   raw_client nbd_client(*server);
   ASSERT_TRUE(nbd_client.go());
   EXPECT_TRUE(nbd_client.read(0, 4096));
