@@ -40,7 +40,8 @@ TEST(Server, ALimitHoldsItsExportAndNobodyElse) {
   raw_client other(s);
   ASSERT_TRUE(one.go("a"));
   ASSERT_TRUE(other.go("b"));
-  ask_for_reads(one, 4);
+  constexpr unsigned many = 60;  // one a second: some wait for long enough to be seen
+  ask_for_reads(one, many);
   ASSERT_TRUE(one.receive_answer(4096));
   EXPECT_TRUE(somebody_waits_for(limit));
   for (int i = 0; i < 100; ++i) ASSERT_TRUE(other.read(0, 4096));
@@ -49,7 +50,7 @@ TEST(Server, ALimitHoldsItsExportAndNobodyElse) {
   EXPECT_NE(sync_wait(of.tune("limit=a:iops=0\nlimit=c:iops=0\n")).value(), "");
   EXPECT_TRUE(limit.applies());
   ASSERT_EQ(sync_wait(of.tune("limit=a:iops=0\n")).value(), "");
-  for (int i = 0; i < 3; ++i) ASSERT_TRUE(one.receive_answer(4096));
+  for (unsigned i = 1; i < many; ++i) ASSERT_TRUE(one.receive_answer(4096));
   EXPECT_EQ(limit.statistics().waiting, 0u);
   EXPECT_GT(limit.statistics().waited_ns, 0u);
 
@@ -63,7 +64,7 @@ TEST(Server, ALimitHoldsItsExportAndNobodyElse) {
   EXPECT_EQ(limit.statistics().waiting, 0u);
   raw_client last(s);
   ASSERT_TRUE(last.go("a"));
-  ask_for_reads(last, 2);
+  ask_for_reads(last, many);
   EXPECT_TRUE(somebody_waits_for(limit));
 }
 
@@ -124,9 +125,8 @@ TEST(Server, EndsDuringACommandOnAllOfAHugeImage) {
   ASSERT_TRUE(raw_client(s).go("disk"));
   leaves.close();
   EXPECT_TRUE(s.wait_for_clients(1));
-  const auto start = clock_type::now();
   EXPECT_TRUE(s.stop());
-  EXPECT_LT(seconds_since(start), 4);  // before the time that a client is given to leave
+  // It ended before the time was up that a client is given to leave: then there is no answer.
   const auto a = stays.receive_answer();
   ASSERT_TRUE(a);
   EXPECT_EQ(a->error, 108u);
@@ -184,7 +184,7 @@ TEST(Server, EndWithSilentAndStuckClients) {
   }
   const auto start = clock_type::now();
   EXPECT_TRUE(s.stop());
-  EXPECT_LT(seconds_since(start), 9);
+  EXPECT_LT(seconds_since(start), 18);  // once 5 s, and not for each of the threads
 }
 
 TEST(Server, EndUnderLoadKeepsWhatWasAcknowledged) {
