@@ -2,6 +2,7 @@
 
 #include "forebay/serve/dashboard.h"
 
+#include <fmt/format.h>
 #include <netinet/in.h>
 
 #include <map>
@@ -60,7 +61,8 @@ class watched_server {
     }
   }
   std::string get(const std::string& path) const {
-    return exchange("GET " + path + " HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    return exchange(
+        fmt::format("GET {} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", path));
   }
 
  private:
