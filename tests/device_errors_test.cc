@@ -333,6 +333,7 @@ TEST_P(Durability, NothingFlushedIsLost) {
     // Both clients are quiet, and a flusher has nothing to write.
     ASSERT_TRUE(device_has(d, 0, expected)) << "round " << round;
   }
+  d.faults.heal();  // a fault that nothing has met yet is not for the server's last flush
 }
 
 // A second client works without an error while the first one's flushes fail.
