@@ -15,6 +15,7 @@ A trim leaves its units with anything from before, or zeros, until they are writ
 """
 
 import asyncio
+import fcntl
 import os
 import random
 import struct
@@ -133,6 +134,9 @@ class Journal:
         units = range(self.count) if everything else sorted(self.touched)
         wrong = []
         with open(path, "rb") as file:
+            # What a killed server had under way reaches the file after its death; until it has, the
+            # kernel holds the file, and so the server's lock.
+            fcntl.flock(file, fcntl.LOCK_EX)
             image = file.read()
         for unit in units:
             data = image[unit * self.unit : (unit + 1) * self.unit]
