@@ -155,10 +155,10 @@ endif()
 
 # One test for each executable file, named by its stem. Exit status 77 means skipped. A line
 #   # ctest: timeout=600 labels=heavy,slow processors=2 serial
-# among its first 20 sets what differs from timeout=120 labels=integration processors=1.
+# among its first 20 sets what differs from timeout=300 labels=integration processors=1.
 function(forebay_script_test script)
   cmake_path(GET script STEM name)
-  set(timeout 120)
+  set(timeout 300)
   set(labels integration)
   set(processors 1)
   set(serial OFF)

@@ -66,7 +66,7 @@ class Bench:
                     command,
                     capture_output=True,
                     text=True,
-                    timeout=10,
+                    timeout=60,
                     user=user,
                     stdin=subprocess.DEVNULL,
                     cwd=self.directory,

@@ -14,7 +14,7 @@ import random
 import struct
 
 import nbd
-from lib import KIB, MIB, PAGE, Failure, Server, expect, main, say, sparse_file
+from lib import KIB, MIB, PAGE, PATIENCE, Failure, Server, expect, main, say, sparse_file, wait_for
 
 CACHE = 16 * MIB
 IMAGE = 100 * CACHE
@@ -166,7 +166,7 @@ def test(directory):
     image = sparse_file(os.path.join(directory, "disk.img"), IMAGE)
     regions = [Region(number) for number in range(CLIENTS)]
     with Server(image, cache=CACHE) as server:
-        asyncio.run(flood(server, regions, 16 * MIB, 40))
+        asyncio.run(flood(server, regions, 16 * MIB, 120))
         check_memory(server, "64 clients at work")
 
         half = CLIENTS // 2
@@ -174,7 +174,7 @@ def test(directory):
             SILENT[number % len(SILENT)](server.address, regions[half + number])
             for number in range(half)
         ]
-        asyncio.run(flood(server, regions[:half], 8 * MIB, 40))
+        asyncio.run(flood(server, regions[:half], 8 * MIB, 50))  # a late reader has 60 s
         check_memory(server, "32 silent clients")
 
         # What the ones that never read have asked for is theirs once they listen.
@@ -188,10 +188,10 @@ def test(directory):
             says_nothing(server.address, None).sock.close()
         for number in range(100):
             stops_within_a_payload(server.address, regions[half]).sock.close()
-        asyncio.run(flood(server, regions[:half], MIB, 20))
+        asyncio.run(flood(server, regions[:half], MIB, 120))
         check_memory(server, "600 connections later")
-        descriptors = len(os.listdir(f"/proc/{server.pid}/fd"))
-        expect(descriptors < 64, f"{descriptors} descriptors are open with no client left")
+        few = lambda: len(os.listdir(f"/proc/{server.pid}/fd")) < 64
+        wait_for(few, PATIENCE, "less than 64 descriptors, with no client left,")
     with open(image, "rb") as file:
         # The regions of the silent half may hold parts of writes that were cut off.
         for region in regions[:half]:

@@ -14,7 +14,7 @@ import subprocess
 import threading
 import time
 
-from lib import MIB, PAGE, Cases, Server, die_with_parent, expect, free_port, main, program, run
+from lib import MIB, PAGE, PATIENCE, Cases, Server, die_with_parent, expect, free_port, main, program, run
 from lib import say, sparse_file, wait_for
 
 IMAGE = 64 * MIB
@@ -27,7 +27,7 @@ SAMPLE = re.compile(
 )
 
 
-def get(port, path, timeout=5):
+def get(port, path, timeout=PATIENCE):
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
     connection.request("GET", path)
     answer = connection.getresponse()
@@ -95,11 +95,19 @@ def load(client, accesses, seed=1):
 
 
 def metrics(server, port):
-    answer, text = get(port, "/metrics")
+    # Both say the same only if nothing was written back or evicted between them.
+    def at_rest():
+        nonlocal answer, text, stats
+        before = json.loads(get(port, "/stats")[1])["cache"]
+        answer, text = get(port, "/metrics")
+        stats = json.loads(get(port, "/stats")[1])
+        return stats["cache"] == before
+
+    answer = text = stats = None
+    wait_for(at_rest, PATIENCE, "a cache at rest")
     expect(answer.getheader("Content-Type").startswith("text/plain; version=0.0.4"), "its type")
     samples, types = parse_metrics(text)
     check_histograms(samples, types)
-    stats = json.loads(get(port, "/stats")[1])
     told = json.loads(run(program(), "stat", server.stat_address, "--json").stdout)
     expect(set(stats) == set(told), f"/stats has {set(stats) ^ set(told)} by itself")
     for command in ("read", "write"):
@@ -117,7 +125,7 @@ def metrics(server, port):
     expect(curve[-1][1] < 0.75 and curve[0][1] > 0.85, f"{curve[0]}, {curve[-1]}")
     promtool = shutil.which("promtool")
     if promtool:
-        done = subprocess.run([promtool, "check", "metrics"], input=text, text=True, timeout=20,
+        done = subprocess.run([promtool, "check", "metrics"], input=text, text=True, timeout=PATIENCE,
                               capture_output=True)
         expect(done.returncode == 0, f"promtool: {done.stdout}{done.stderr}")
 
@@ -130,7 +138,7 @@ def rubbish(server, port):
 
     def throw():
         while not over.is_set():
-            with socket.create_connection(("127.0.0.1", port), 5) as sock:
+            with socket.create_connection(("127.0.0.1", port), PATIENCE) as sock:
                 sock.settimeout(0.05)
                 try:
                     kind = rng.randrange(4)
@@ -190,7 +198,7 @@ class Browser:
             env=dict(os.environ, HOME=directory),
         )
         self.session = None
-        wait_for(self.ready, 15, "chromedriver's readiness")
+        wait_for(self.ready, PATIENCE, "chromedriver's readiness")
         arguments = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
         arguments += ["--disable-dev-shm-usage", "--window-size=1320,1500"]
         arguments += [f"--user-data-dir={directory}/chromium", "--no-proxy-server"]
@@ -208,7 +216,7 @@ class Browser:
             return False
 
     def call(self, method, path, body=None):
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
         where = "/".join(part for part in ("/session", self.session, path) if part)
         connection.request(method, where, json.dumps(body or {}) if method == "POST" else None,
                            {"Content-Type": "application/json"})
@@ -234,16 +242,16 @@ def browser(server, port, directory):
     view = Browser(directory)
     try:
         view.call("POST", "url", {"url": f"http://127.0.0.1:{port}/"})
-        wait_for(lambda: view.text("#state") == "live", 10, "the dashboard's first answer")
+        wait_for(lambda: view.text("#state") == "live", PATIENCE, "the dashboard's first answer")
         # It remembers what was done before it was opened, and follows what is done now.
         reads = "rows.reduce((n, r) => n + r.reads, 0)"
-        before = wait_for(lambda: view.run(reads), 5, "what was done before")
+        before = wait_for(lambda: view.run(reads), PATIENCE, "what was done before")
         client = server.client()
         load(client, 1500, seed=5)
         client.flush()
-        wait_for(lambda: view.run(reads) >= before + 1125, 5, "its reads")
-        wait_for(lambda: view.text("#tile-clients") == "1", 5, "its client")
-        sentence = wait_for(lambda: view.text("#sentence"), 5, "a sentence")
+        wait_for(lambda: view.run(reads) >= before + 1125, PATIENCE, "its reads")
+        wait_for(lambda: view.text("#tile-clients") == "1", PATIENCE, "its client")
+        sentence = wait_for(lambda: view.text("#sentence"), PATIENCE, "a sentence")
         words = re.match(r"With 32 MiB you would miss ([\d.]+) %, with 64 MiB ([\d.]+) %; with "
                          r"16 MiB, as now, ([\d.]+) %", sentence)
         expect(words, sentence)
@@ -254,9 +262,10 @@ def browser(server, port, directory):
         # Every plot has drawn its lines inside its frame, and nothing is no number.
         for plot in ("curve", "hit-ratio", "throughput", "requests", "read-latency",
                      "write-latency", "dirty", "devices", "memory"):
-            paths = view.run(f"[...document.querySelectorAll('#{plot} .line')]"
-                             ".map(p => p.getAttribute('d'))")
-            expect(paths and any(len(d) > 8 for d in paths), f"{plot} is empty: {paths}")
+            lines = f"[...document.querySelectorAll('#{plot} .line')].map(p => p.getAttribute('d'))"
+            drawn = lambda: any(len(d) > 8 for d in view.run(lines) if d)
+            wait_for(drawn, PATIENCE, f"a line in {plot}")
+            paths = view.run(lines)
             expect(all("NaN" not in d and "Infinity" not in d for d in paths), f"{plot}: {paths}")
         # A pointer on a plot shows the values there.
         view.run("void charts[1].svg.dispatchEvent(new PointerEvent('pointermove', "
@@ -273,7 +282,7 @@ def browser(server, port, directory):
         # A server that has gone is told.
         client.disconnect()
         expect(server.stop() == 0, server.stderr())
-        wait_for(lambda: view.text("#state") == "the server does not answer", 5, "its absence")
+        wait_for(lambda: view.text("#state") == "the server does not answer", PATIENCE, "its absence")
     finally:
         view.close()
 

@@ -17,6 +17,7 @@ from lib import (
     KIB,
     MIB,
     PAGE,
+    PATIENCE,
     Cases,
     Cleanup,
     Server,
@@ -77,10 +78,10 @@ class Failing:
             stderr=subprocess.DEVNULL,
             preexec_fn=die_with_parent,
         )
-        cleanup.callback(process.wait, 20)
+        cleanup.callback(process.wait, PATIENCE)
         cleanup.later("fusermount3", "-u", "-z", mount)
         wait_for(
-            lambda: os.path.exists(pidfile) or process.poll() is not None, 15, "nbdfuse's mount"
+            lambda: os.path.exists(pidfile) or process.poll() is not None, PATIENCE, "nbdfuse's mount"
         )
         if process.poll() is not None:
             raise Skip("nbdfuse cannot mount here")
@@ -100,7 +101,7 @@ class Failing:
             return file.read(len(data)) == data
 
 
-def flushes(client, seconds=15):
+def flushes(client, seconds=PATIENCE):
     """Flushes until it succeeds; the server retries in its own time."""
     end = time.monotonic() + seconds
     while True:
@@ -199,7 +200,7 @@ def leaving(device):
         client.write(0, os.urandom(PAGE))
         device.fail(device.write_trigger)
         client.call(nbd.CMD_FLUSH)
-        status = server.stop(seconds=40)
+        status = server.stop()
         expect(status > 0, f"exit status {status} although data was lost")
         expect(
             "forebay: " in server.stderr(),

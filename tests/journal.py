@@ -263,5 +263,10 @@ class Load:
             ):
                 raise result
 
+    async def reach(self, running, enough):
+        """Waits while `running`, which is a run of this load, goes on, until `enough`."""
+        while not running.done() and not (self.clients and enough()):
+            await asyncio.sleep(0.002)
+
     def stop(self):
         self.stopping = True

@@ -7,7 +7,7 @@ import os
 import time
 
 import nbd
-from lib import MIB, PAGE, Cases, Server, expect, main, program, run, sparse_file
+from lib import MIB, PAGE, PATIENCE, Cases, Server, expect, main, program, run, sparse_file, wait_for
 
 
 def limits_of(server):
@@ -26,15 +26,15 @@ def answered(client, count):
 
 
 def keeps_its_rate(server):
-    """200 a second and 0.1 s at once: of 60, by two clients, the last begins 0.2 s after the first at the earliest."""
+    """200 a second and 0.1 s at once: of 200, by two clients, the last begins 0.9 s after the first at the earliest."""
     with server.client("a.img") as one, server.client("a.img") as two:
         start = time.monotonic()
-        ask(one, 30)
-        ask(two, 30)
-        answered(one, 30)
-        answered(two, 30)
+        ask(one, 100)
+        ask(two, 100)
+        answered(one, 100)
+        answered(two, 100)
         took = time.monotonic() - start
-    expect(took >= (60 - 21) / 200, f"60 requests in {took:.3f} s")
+    expect(took >= (200 - 21) / 200, f"200 requests in {took:.3f} s")
     seen = limits_of(server)
     expect(seen["a.img"]["requests_per_s"] == 200, f"{seen}")
     expect(seen["a.img"]["throttled"] > 0 and seen["a.img"]["waited_s"] > 0, f"{seen}")
@@ -43,7 +43,7 @@ def keeps_its_rate(server):
 
 def tune(server, *limits, fails=False):
     options = [word for limit in limits for word in ("--limit", limit)]
-    done = run(program(), "tune", server.stat_address, *options, check=False, timeout=20)
+    done = run(program(), "tune", server.stat_address, *options, check=False)
     expect((done.returncode != 0) == fails, f"{limits}: {done.returncode} {done.stderr}")
     return done.stderr
 
@@ -57,7 +57,8 @@ def is_changed_while_some_wait(server):
             other.read(i * PAGE, PAGE)
         other.flush()
         seen = limits_of(server)["a.img"]
-        expect(seen["waiting"] == 1 and seen["throttled"] > 0, f"{seen}")
+        expect(seen["throttled"] > 0, f"{seen}")
+        wait_for(lambda: limits_of(server)["a.img"]["waiting"] == 1, PATIENCE, "one that waits")
         said = run(program(), "stat", server.stat_address).stdout
         expect("1 requests/s" in said, said)
         said = tune(server, "a.img:iops=0", "nobody:iops=0", fails=True)
@@ -73,7 +74,7 @@ def test(directory):
     for limit in ("iops=-1", "a.img:", "bytes=1", "nobody:iops=5"):
         with cases.case(f"refused: --limit {limit}"):
             done = run(
-                program(), "serve", *images, "--cache", "8M", "--limit", limit, check=False, timeout=20
+                program(), "serve", *images, "--cache", "8M", "--limit", limit, check=False
             )
             expect(done.returncode != 0 and done.stderr.count("\n") == 1, done.stderr)
     options = ["--limit", "a.img:iops=200,burst=0.1", "--limit", "b.img:bytes=100G"]
@@ -85,9 +86,9 @@ def test(directory):
         with cases.case("the end while a client waits"):
             tune(server, "iops=1,burst=0")
             with server.client("a.img") as waiting:
-                ask(waiting, 20)
+                ask(waiting, 100)  # which take longer than it may
                 answered(waiting, 1)
-                expect(server.stop(seconds=20) == 0, server.stderr())
+                expect(server.stop() == 0, server.stderr())
     cases.finish()
 
 

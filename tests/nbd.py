@@ -76,7 +76,7 @@ def request(command, offset, length, flags=0, cookie=1, payload=b"", magic=REQUE
     return _REQUEST.pack(magic, flags, command, cookie, offset, length) + payload
 
 
-def connect(address, timeout=20):
+def connect(address, timeout=60):
     """A connected stream socket. `address` is the path of a unix socket or a (host, port) pair."""
     if isinstance(address, (str, os.PathLike)):
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -203,7 +203,7 @@ class Client:
     """One connection, blocking. The constructor has exchanged the greeting; what follows is up to
     the caller."""
 
-    def __init__(self, address, timeout=20, flags=FIXED_NEWSTYLE | NO_ZEROES, greet=True):
+    def __init__(self, address, timeout=60, flags=FIXED_NEWSTYLE | NO_ZEROES, greet=True):
         self.sock = connect(address, timeout)
         self.structured = False
         self.size = None
@@ -238,7 +238,7 @@ class Client:
             count -= len(part)
         return b"".join(parts)
 
-    def closed_by_server(self, timeout=5):
+    def closed_by_server(self, timeout=60):
         """True when the server has closed the connection, whatever it sent before."""
         self.sock.settimeout(timeout)
         try:
@@ -562,5 +562,5 @@ class AsyncClient:
         """Says goodbye; requests still in flight are answered or end with a ConnectionError."""
         if not self.broken:
             self.writer.write(request(CMD_DISC, 0, 0))
-        await asyncio.wait([self.receiver], timeout=20)
+        await asyncio.wait([self.receiver], timeout=60)
         self.writer.close()

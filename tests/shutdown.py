@@ -24,9 +24,11 @@ IMAGE = 64 * MIB
 
 
 async def load_and_stop(load, server, delay, number):
-    loop = asyncio.get_running_loop()
-    loop.call_later(delay, server.process.send_signal, number)
-    await load.run(server.address)
+    running = asyncio.ensure_future(load.run(server.address))
+    await load.reach(running, lambda: load.done["write"] > 50)
+    await asyncio.sleep(delay)
+    server.process.send_signal(number)
+    await running
 
 
 def under_load(directory, number, threads):
@@ -37,7 +39,7 @@ def under_load(directory, number, threads):
         mix = {"write": 60, "read": 25, "zero": 8, "trim": 4, "fua": 3}
         load = Load(journal, connections=4, depth=8, mix=mix)
         asyncio.run(load_and_stop(load, server, random.uniform(0.5, 1.2), number))
-        status = server.left(seconds=20)
+        status = server.left()
         expect(status == 0, f"exit status {status}\n{server.stderr()}")
         expect(not os.path.exists(server.socket), "the socket file is still there")
     count, wrong = journal.judge_image(image, journal.acked)
@@ -47,15 +49,18 @@ def under_load(directory, number, threads):
 
 def idle(image):
     """With clients that are connected and silent the server leaves at once."""
-    with Server(image, cache="16M") as server, server.client() as one, server.client() as two:
-        one.read(0, 4096)
-        two.write(0, bytes(4096))
-        started = time.monotonic()
-        status = server.stop(signal.SIGINT, seconds=10)
-        took = time.monotonic() - started
-        expect(status == 0, f"exit status {status}")
-        expect(took < 3, f"it took {took:.1f} s to leave with two silent clients")
-        expect(not os.path.exists(server.socket), "the socket file is still there")
+    took = []
+    # A machine may stall in one turn; a server that waits for its clients does so in each.
+    while len(took) < 8 and min(took, default=3) >= 3:
+        with Server(image, cache="16M") as server, server.client() as one, server.client() as two:
+            one.read(0, 4096)
+            two.write(0, bytes(4096))
+            started = time.monotonic()
+            status = server.stop(signal.SIGINT)
+            took.append(time.monotonic() - started)
+            expect(status == 0, f"exit status {status}")
+            expect(not os.path.exists(server.socket), "the socket file is still there")
+    expect(min(took) < 3, f"it took {took} s to leave with two silent clients")
 
 
 def progress(directory):
@@ -86,14 +91,14 @@ def progress(directory):
             "--filter=delay",
             "file",
             backing,
-            "delay-write=40ms",
+            "delay-write=100ms",
             "]",
         ]
         thread = threading.Thread(target=lambda: run(*command, check=False), daemon=True)
         thread.start()
-        cleanup.callback(thread.join, 10)
+        cleanup.callback(thread.join, 60)
         cleanup.later("fusermount3", "-u", "-z", mount)
-        wait_for(lambda: os.path.exists(pidfile), 10, "the mount of the slow device")
+        wait_for(lambda: os.path.exists(pidfile), 60, "the mount of the slow device")
         server = Server(os.path.join(mount, "disk.img"), cache="64M")
         with server:
             data = {}
@@ -106,7 +111,7 @@ def progress(directory):
                     client.write(offset, data[offset])
                 client.disconnect()
             started = time.monotonic()
-            status = server.stop(signal.SIGINT, seconds=40)
+            status = server.stop(signal.SIGINT, seconds=120)
             took = time.monotonic() - started
             expect(status == 0, f"exit status {status}\n{server.stderr()}")
             shown = server.stderr() + server.stdout().split("\n", 1)[-1]

@@ -11,7 +11,7 @@ IMAGE = 64 * MIB
 
 
 def slabs(server, *arguments):
-    done = run(program(), "slabs", server.stat_address, *arguments, timeout=10)
+    done = run(program(), "slabs", server.stat_address, *arguments)
     expect(not done.stderr, f"something on stderr: {done.stderr}")
     return done.stdout
 
@@ -71,12 +71,12 @@ def bad_input(server):
         (("--sort", "colour"), ("colour", "name")),
         (("--interval", "0"), ("interval",)),
     ):
-        done = run(program(), "slabs", server.stat_address, *arguments, check=False, timeout=10)
+        done = run(program(), "slabs", server.stat_address, *arguments, check=False)
         expect(done.returncode == 1, f"{arguments}: status {done.returncode}")
         expect(len(done.stderr.splitlines()) == 1, f"{arguments}: {done.stderr}")
         for word in words:
             expect(word in done.stderr, f"{arguments}: {done.stderr}")
-    done = run(program(), "slabs", "/nowhere/at.all", check=False, timeout=10)
+    done = run(program(), "slabs", "/nowhere/at.all", check=False)
     expect(done.returncode == 1 and "/nowhere/at.all" in done.stderr, done.stderr)
 
 

@@ -14,6 +14,7 @@ import nbd
 from lib import (
     MIB,
     PAGE,
+    PATIENCE,
     Cases,
     die_with_parent,
     expect,
@@ -86,7 +87,7 @@ def use(address, data):
 
 def end(process):
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=PATIENCE)
     expect(process.returncode == 0, f"exit status {process.returncode}: {err}")
     return out, err
 
@@ -123,9 +124,9 @@ def for_somebody_else(directory, image):
     process = hand_over([listener], "serve", image, "--cache", "16M", "--socket", own, pid="1")
     try:
         wait_for(
-            lambda: os.path.exists(own) or process.poll() is not None, 10, "the server's own socket"
+            lambda: os.path.exists(own) or process.poll() is not None, PATIENCE, "the server's own socket"
         )
-        wait_for(lambda: connects(own), 5, "a connection to the server's own socket")
+        wait_for(lambda: connects(own), PATIENCE, "a connection to the server's own socket")
         use(own, b"own " * 1024)
         end(process)
         expect(not os.path.exists(own), "its own socket is still there")
@@ -157,11 +158,11 @@ def by_systemd(directory, image, listen, address):
             preexec_fn=die_with_parent,
         )
         try:
-            wait_for(lambda: can_be_reached(address), 10, "systemd-socket-activate's socket")
+            wait_for(lambda: can_be_reached(address), PATIENCE, "systemd-socket-activate's socket")
             use(address, b"sysd" * 1024)
             use(address, b"SYSD" * 1024)
             process.send_signal(signal.SIGTERM)
-            status = process.wait(20)
+            status = process.wait(PATIENCE)
             log.seek(0)
             expect(status == 0, f"exit status {status}: {log.read()}")
         finally:
@@ -173,7 +174,10 @@ def by_systemd(directory, image, listen, address):
 
 def can_be_reached(address):
     if isinstance(address, str):
-        return os.path.exists(address)
+        # Its file is there before it listens; what listens has this flag (__SO_ACCEPTCON).
+        with open("/proc/net/unix") as file:
+            lines = [line.split() for line in file if line.rstrip().endswith(f" {address}")]
+        return any(int(line[3], 16) & 0x10000 for line in lines)
     with open("/proc/net/tcp") as file:
         return f":{address[1]:04X} 00000000:0000 0A" in file.read()
 

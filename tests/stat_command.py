@@ -9,7 +9,8 @@ import re
 import time
 
 import nbd
-from lib import KIB, MIB, PAGE, Cases, Server, expect, main, program, run
+from lib import KIB, MIB, PAGE, PATIENCE, Cases, Failure, Server, expect, main, program, run
+from lib import wait_for
 
 IMAGE = 64 * MIB
 CACHE = 32 * MIB
@@ -17,7 +18,7 @@ PAGES = 2048  # read twice: 8 MiB
 
 
 def stat(server):
-    done = run(program(), "stat", server.stat_address, "--json", timeout=10)
+    done = run(program(), "stat", server.stat_address, "--json")
     expect(not done.stderr, f"something on stderr: {done.stderr}")
     return json.loads(done.stdout)
 
@@ -157,7 +158,7 @@ def tuned(server, client, tcp):
     """`forebay tune` shrinks the full cache to what is asked for, and only at a unix socket."""
 
     def tune(*arguments):
-        return run(program(), "tune", server.stat_address, *arguments, check=False, timeout=10)
+        return run(program(), "tune", server.stat_address, *arguments, check=False)
 
     def refused(words, *arguments):
         done = tune(*arguments)
@@ -185,17 +186,25 @@ def tuned(server, client, tcp):
     expect(cache["eviction"] == "lru", f"policy {cache['eviction']}")
     expect(cache["dirty_limit_pages"] * PAGE == 2 * MIB, f"limit {cache['dirty_limit_pages']}")
     expect(tune("--cache", "32M", "--dirty-limit", "0").returncode == 0, "does not grow again")
-    time.sleep(0.3)
-    full(server, client)
+
+    def grown():
+        try:
+            full(server, client)
+        except Failure:
+            return False
+        return True
+
+    wait_for(grown, PATIENCE, "the cache as full as before")
 
 
 def counts_clients(server):
-    before = clients(stat(server))
+    # The connection of an earlier `forebay stat` may be counted for a moment longer; but it ends.
+    before = min(clients(stat(server)) for _ in range(5))
     more = [server.client() for _ in range(3)]
-    grown = clients(stat(server)) - before
+    wait_for(lambda: clients(stat(server)) == before + 3, PATIENCE, "just 3 clients more")
     for client in more:
         client.disconnect()
-    expect(grown == 3, f"{grown} clients more were counted after 3 had come")
+    wait_for(lambda: clients(stat(server)) == before, PATIENCE, "3 clients less")
 
 
 def lists_clients(server, tcp):
@@ -204,7 +213,8 @@ def lists_clients(server, tcp):
     def listed():
         return stat(server)["client_list"]
 
-    expect(listed()["most_active"] == [], "who asks for statistics is in the list")
+    # Who has left goes from the list a little later; who asks must never come into it.
+    wait_for(lambda: not listed()["most_active"], PATIENCE, "an empty list but for who asks")
     busy = [server.client() for _ in range(18)]
     for index, client in enumerate(busy):
         for _ in range(index + 1):
@@ -219,21 +229,17 @@ def lists_clients(server, tcp):
     expect((first["export"], first["door"]) == ("disk.img", "nbd"), f"{first}")
     local = r"127\.0\.0\.1:\d+|\[::1\]:\d+" if tcp else rf"pid {os.getpid()}, uid {os.getuid()}"
     expect(re.fullmatch(local, first["peer"]), f"{first}")
-    expect(0 <= first["connected_s"] < 60, f"{first}")
-    shown = run(program(), "stat", server.stat_address, timeout=10).stdout
+    expect(0 <= first["connected_s"] < 300, f"{first}")
+    shown = run(program(), "stat", server.stat_address).stdout
     expect(first["peer"] in shown and "2 others" in shown, shown)
     expect(max(map(len, shown.splitlines())) <= 100, shown)
     for client in busy:
         client.disconnect()
-    for _ in range(200):
-        if not listed()["most_active"]:
-            break
-        time.sleep(0.05)
-    expect(listed()["most_active"] == [], "who has left is still in the list")
+    wait_for(lambda: not listed()["most_active"], PATIENCE, "the list without who has left")
 
 
 def text(server):
-    done = run(program(), "stat", server.stat_address, timeout=10)
+    done = run(program(), "stat", server.stat_address)
     lines = done.stdout.splitlines()
     expect(5 <= len(lines) <= 50, f"not one screen: {len(lines)} lines\n{done.stdout}")
     expect(max(map(len, lines)) <= 100, f"lines too long for a screen:\n{done.stdout}")

@@ -12,7 +12,7 @@ import os
 import re
 import threading
 
-from lib import MIB, Server, expect, main, need, run, say, sparse_file
+from lib import MIB, Failure, Server, expect, main, need, run, say, sparse_file
 
 IMAGE = 256 * MIB
 CACHE = "32M"
@@ -36,7 +36,7 @@ def fio(name, target, jobs, extra=(), check=True):
         "--group_reporting=1",
         "--thread=1",
     ]
-    done = run("fio", f"--name={name}", *options, *target, *extra, check=check, timeout=60)
+    done = run("fio", f"--name={name}", *options, *target, *extra, check=check)
     text = done.stdout + done.stderr
     if check:
         expect(
@@ -111,12 +111,14 @@ def test(directory):
                 f"fio moved too little: {read} {written}\n{text}",
             )
             mixed = ["--rw=randrw", "--rwmixread=40", "--randseed=77", "--io_size=32M"]
-            with Watch(server.process.pid) as watch:
-                _, text = fio("mix", over_nbd(server, 32), jobs, mixed)
-            expect(
-                not guard or watch.most > watch.before + 2,
-                f"protected parts of memory: {watch.before} before, {watch.most} under load",
-            )
+            # Who looks may get no CPU while memory is protected; but not each time.
+            for _ in range(5):
+                with Watch(server.process.pid) as watch:
+                    fio("mix", over_nbd(server, 32), jobs, mixed)
+                if not guard or watch.most > watch.before + 2:
+                    break
+            else:
+                raise Failure(f"protected parts of memory: {watch.before} before, {watch.most} under load")
             # The mix has changed blocks; the pass that the restart is to verify comes last.
             fio("again", over_nbd(server, 32), jobs, ["--do_verify=0"])
         with Server(image, cache=CACHE) as server:

@@ -29,7 +29,7 @@ def ask(front_end, request, payload=b""):
 
 def connect(path):
     front_end = socket.socket(socket.AF_UNIX)
-    front_end.settimeout(20)
+    front_end.settimeout(60)
     front_end.connect(path)
     return front_end
 
@@ -67,7 +67,7 @@ def test(directory):
                 say(front_end, GET_FEATURES, version=3)
                 expect(front_end.recv(1) == b"", "the connection goes on")
                 expect(capacity(other) == SIZE, "capacity")
-            wait_for(lambda: "vhost-user client of a.img" in server.stderr(), 10, "a line about it")
+            wait_for(lambda: "vhost-user client of a.img" in server.stderr(), 60, "a line about it")
             with connect(doors[0]) as front_end:
                 expect(capacity(front_end) == SIZE, "capacity")
         with cases.case("the sockets go with the server"):

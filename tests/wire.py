@@ -7,10 +7,9 @@ to go on, it must go on. Every case uses connections of its own.
 
 import os
 import random
-import time
 
 import nbd
-from lib import MIB, PAGE, Cases, Server, expect, sparse_file
+from lib import MIB, PAGE, PATIENCE, Cases, Server, expect, sparse_file, wait_for
 
 SIZE = 64 * MIB
 NAME = "disk.img"
@@ -65,8 +64,7 @@ def run_cases(directory, steps):
                 dead = f"the server has died in {step.__name__}\n{server.stderr()[-4000:]}"
                 expect(server.alive(), dead)
             # What clients leave behind them does not stay.
-            time.sleep(0.2)
-            left = len(os.listdir(f"/proc/{server.pid}/fd"))
+            few = lambda: len(os.listdir(f"/proc/{server.pid}/fd")) < 40
             with cases.case("descriptors are closed again"):
-                expect(left < 40, f"{left} descriptors are open with no client left")
+                wait_for(few, PATIENCE, "less than 40 descriptors, with no client left,")
     cases.finish()
