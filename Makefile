@@ -34,9 +34,9 @@ run: ## serve IMAGE (default: demo.img, made if missing) with CACHE (such as 512
 	@$(MAKE) --no-print-directory release DEPS=:
 	@exec scripts/run
 
-# One test more than there are CPUs: some mostly wait.
+# Two tests more than there are CPUs: most of the time most of them wait.
 test: test-programs ## run every test; ends with CTest's summary
-	@ctest --test-dir $(BUILD)/release --output-on-failure --no-tests=error -j $$(($(JOBS) + 1))
+	@ctest --test-dir $(BUILD)/release --output-on-failure --no-tests=error -j $$(($(JOBS) + 2))
 
 .PHONY: test-programs
 test-programs:
