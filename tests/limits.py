@@ -10,10 +10,14 @@ import nbd
 from lib import MIB, PAGE, PATIENCE, Cases, Server, expect, main, program, run, sparse_file, wait_for
 
 
-def limits_of(server):
-    """By export, as `forebay stat --json` says."""
+def exports(server):
+    """By name, what `forebay stat --json` says."""
     seen = json.loads(run(program(), "stat", server.stat_address, "--json").stdout)
-    return {e["name"]: e["limits"] for e in seen["exports"]}
+    return {e["name"]: e for e in seen["exports"]}
+
+
+def limits_of(server):
+    return {name: e["limits"] for name, e in exports(server).items()}
 
 
 def ask(client, count):
@@ -68,10 +72,50 @@ def is_changed_while_some_wait(server):
         answered(slow, 19)
 
 
+def keeps_to_its_memory(directory):
+    """Whatever is read and written of an export with a limit, the pages of the other stay."""
+    images = [sparse_file(os.path.join(directory, name), 16 * MIB) for name in ("c.img", "d.img")]
+    limited = ["--limit", "c.img:memory=4M"]
+    with Server(*images, cache="64M", options=limited) as server:
+        with server.client("c.img") as client, server.client("d.img") as other:
+            for at in range(0, 16 * MIB, MIB):
+                other.read(at, MIB)
+            others = exports(server)["d.img"]["resident_pages"]
+            expect(others == 16 * MIB // PAGE, f"{others} pages of the other one")
+            data = [bytes([1 + at // MIB]) * MIB for at in range(0, 16 * MIB, MIB)]
+            for at in range(0, 16 * MIB, MIB):
+                client.write(at, data[at // MIB])
+                own = exports(server)["c.img"]["resident_pages"]
+                expect(own <= 4 * MIB // PAGE, f"{own} pages after writes to {at}")
+            for at in range(0, 16 * MIB, MIB):
+                expect(client.read(at, MIB) == data[at // MIB], f"not what was written at {at}")
+            client.flush()
+            seen = exports(server)
+            own = seen["c.img"]["resident_pages"]
+            expect(3 * MIB // PAGE < own <= 4 * MIB // PAGE, f"{own} pages after reads")
+            expect(seen["c.img"]["limits"]["memory_bytes"] == 4 * MIB, f"{seen}")
+            expect(seen["d.img"]["resident_pages"] == others, "pages of the other one have gone")
+            said = run(program(), "stat", server.stat_address).stdout
+            expect("of the 4 MiB that it may have" in said, said)
+            tune(server, "c.img:memory=0")
+            for at in range(0, 16 * MIB, MIB):
+                client.read(at, MIB)
+            expect(exports(server)["c.img"]["resident_pages"] == others, "it is limited still")
+
+            def all_are_within():
+                tune(server, "memory=8M")
+                pages = [e["resident_pages"] for e in exports(server).values()]
+                return max(pages) <= 8 * MIB // PAGE
+
+            # What a reply has been sent from a moment ago may be held still.
+            wait_for(all_are_within, PATIENCE, "at most 8 MiB of each")
+            tune(server, "memory=1M", fails=True)
+
+
 def test(directory):
     cases = Cases()
     images = [sparse_file(os.path.join(directory, name), 4 * MIB) for name in ("a.img", "b.img")]
-    for limit in ("iops=-1", "a.img:", "bytes=1", "nobody:iops=5"):
+    for limit in ("iops=-1", "a.img:", "bytes=1", "nobody:iops=5", "memory=3M"):
         with cases.case(f"refused: --limit {limit}"):
             done = run(
                 program(), "serve", *images, "--cache", "8M", "--limit", limit, check=False
@@ -89,6 +133,8 @@ def test(directory):
                 ask(waiting, 100)  # which take longer than it may
                 answered(waiting, 1)
                 expect(server.stop() == 0, server.stderr())
+    with cases.case("the memory of an export"):
+        keeps_to_its_memory(directory)
     cases.finish()
 
 

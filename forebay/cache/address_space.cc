@@ -106,7 +106,7 @@ task<> address_space::grow_last_page(std::uint64_t bytes) {
       co_await wait_until_clear(*p, page_writeback);
     } else if (busy != nullptr) {
       co_await wait_until_unlocked(*busy);
-    } else if (!cache_.try_make_room()) {
+    } else if (!try_make_room()) {
       co_await cache_.frames_available();
     }
   }
@@ -206,6 +206,14 @@ bool address_space::being_discarded(std::uint64_t first, std::uint64_t end) cons
 // with a second reference for the index. Whatever else happens the frame stays the caller's as it
 // was.
 address_space::add_outcome address_space::add_page(std::uint64_t index, page& p) noexcept {
+  if (!take_share(p.frames())) return add_outcome::no_memory;
+  const add_outcome outcome = add_counted(index, p);
+  if (outcome != add_outcome::added) share_.remove(p.frames());
+  return outcome;
+}
+
+// The same of pages that share_ has counted already.
+address_space::add_outcome address_space::add_counted(std::uint64_t index, page& p) noexcept {
   const std::uint64_t end = index + p.frames();
   {
     const scoped_lock hold(lock_);
@@ -215,7 +223,7 @@ address_space::add_outcome address_space::add_page(std::uint64_t index, page& p)
     }
     if (p.is_large()) page_parts(p).make_empty();
     p.refs().get();
-    p.set(page_locked);
+    p.set(share_.is_filling() ? page_locked | page_young : page_locked);
     p.set_identity(this, index);
   }
   cache_.add_to_list(p);
@@ -299,7 +307,8 @@ void address_space::remove_page(page& p) noexcept {
     const scoped_lock hold(lock_);
     notes_.gone(p);
     index_.erase(p.index.load(std::memory_order_relaxed));  // relaxed: held by the reference
-    p.owner.store(nullptr, std::memory_order_release);      // release: lockers look again at owns()
+    share_.remove(p.frames());
+    p.owner.store(nullptr, std::memory_order_release);  // release: lockers look again at owns()
     clear_dirty(p);
   }
   put_page(p);  // the index's reference; the caller's is left
@@ -319,7 +328,8 @@ bool address_space::evict(page& p, std::uint32_t holders) noexcept {
   }
   notes_.gone(p);
   index_.erase(p.index.load(std::memory_order_relaxed));  // relaxed: frozen
-  p.owner.store(nullptr, std::memory_order_relaxed);      // relaxed: nobody can take a reference
+  share_.remove(p.frames());
+  p.owner.store(nullptr, std::memory_order_relaxed);  // relaxed: nobody can take a reference
   return true;
 }
 
@@ -373,14 +383,14 @@ void address_space::set_dirty(page& p) noexcept {
 
 // Tells the pacer of pages that a writer has dirtied.
 void address_space::pace_dirtied(std::uint32_t pages) noexcept {
-  if (!cache_.over_free_run()) return;
-  pacer_.dirtied(monotonic_clock::now_ns(), pages, cache_.dirty_levels());
+  if (!over_free_run()) return;
+  pacer_.dirtied(monotonic_clock::now_ns(), pages, dirty_levels());
 }
 
 // Wakes the flusher if there is something for it to do.
 void address_space::call_flusher() noexcept {
   // relaxed: a flusher that goes idle looks at the limit itself afterwards.
-  if (cache_.over_background_limit() && flusher_idle_.load(std::memory_order_relaxed)) {
+  if (over_background_limit() && flusher_idle_.load(std::memory_order_relaxed)) {
     flusher_wanted_.wake_all();
   }
 }

@@ -45,6 +45,7 @@
 #include <span>
 
 #include "forebay/cache/bio_batch.h"
+#include "forebay/cache/memory_share.h"
 #include "forebay/cache/page_cache.h"
 #include "forebay/cache/page_parts.h"
 #include "forebay/cache/page_view.h"
@@ -192,6 +193,12 @@ class address_space {
   // Whatever else is under way; one call at a time. Errors: EFBIG, ENOMEM; no change then.
   task<> grow(std::uint64_t bytes);
 
+  // Has at most so many bytes in the cache from now on, 4 MiB at least; UINT64_MAX: as many as
+  // eviction leaves it. What is over goes before this returns, or, where it is in use or dirty,
+  // when others come. Any thread.
+  void set_memory_limit(std::uint64_t bytes) noexcept;
+  std::uint64_t memory_limit_bytes() const noexcept { return share_.limit_bytes(); }  // 0: none
+
   // ---- Durability ----
 
   // Makes durable everything that was written before the call. Error: the first of the pages that
@@ -207,6 +214,9 @@ class address_space {
   std::uint32_t dirty_pages() const noexcept {
     return dirty_pages_.load(std::memory_order_relaxed);  // relaxed: a level
   }
+
+  // Its pages in the cache, and how many they may be.
+  const memory_share& share() const noexcept { return share_; }
 
   // Extents from `offset` on, as many as `out` has room for, at least for one; returns how many.
   // Unwritten cached data counts as data.
@@ -390,7 +400,18 @@ class address_space {
                                 buffers_ != options::buffer_use::always);
   }
   add_outcome add_page(std::uint64_t index, page& p) noexcept FOREBAY_EXCLUDES(lock_);
+  add_outcome add_counted(std::uint64_t index, page& p) noexcept FOREBAY_EXCLUDES(lock_);
   void remove_page(page& p) noexcept FOREBAY_EXCLUDES(lock_);
+  std::uint64_t evict_own(std::uint64_t wanted) noexcept FOREBAY_EXCLUDES(lock_);
+  bool take_share(std::uint32_t pages) noexcept FOREBAY_EXCLUDES(lock_);
+  // memory_share.cc. Evicts a few pages, its own if it has all it may have; false if it cannot.
+  bool try_make_room() noexcept;
+  // Which of the two dirty limits is the nearer one, its own or the cache's, decides.
+  dirty_pacer::levels dirty_levels() const noexcept;
+  bool over_free_run() const noexcept;
+  bool over_background_limit() const noexcept;
+  bool over_dirty_limit() const noexcept { return !may_dirty(1); }
+  bool may_dirty(std::uint32_t pages) const noexcept;
   // Up to where, and at most to `most`, all pages from the one at `offset` on are dirty, or under
   // write-back; a hint.
   std::uint64_t unwritten_until(std::uint64_t offset, std::uint64_t most) noexcept
@@ -448,21 +469,7 @@ class address_space {
 
   // Calls f(page, from, to) for each page that a read or write bio transfers a part of.
   template <typename F>
-  void for_each_page(const bio& b, F f) noexcept {
-    std::uint64_t offset = b.offset_bytes;
-    for (const iovec& s : b.used_segments()) {
-      auto* data = static_cast<std::byte*>(s.iov_base);
-      for (std::size_t left = s.iov_len; left != 0;) {
-        page& p = page_at(data, offset);
-        const std::size_t from = offset - p.offset_bytes();
-        const std::size_t n = std::min(left, p.bytes() - from);
-        f(p, from, from + n);
-        data += n;
-        offset += n;
-        left -= n;
-      }
-    }
-  }
+  void for_each_page(const bio& b, F f) noexcept;  // pages_of_bio.h
 
   // read_ahead.cc
   // Has a task of its own do it, or drops it; false on a thread without a loop, which does it
@@ -567,6 +574,9 @@ class address_space {
   bool flush_running_ FOREBAY_GUARDED_BY(lock_) = false;
   std::error_code flush_result_ FOREBAY_GUARDED_BY(lock_);
   wait_queue flush_ended_;
+
+  memory_share share_;
+  std::uint64_t hand_ FOREBAY_GUARDED_BY(lock_) = 0;  // of the clock by which its own pages go
 
   dirty_pacer pacer_;  // but for pause_ns(), under lock_
 

@@ -121,7 +121,7 @@ task<> block_api::make_small(address_space& space, page_ref p) {
   co_await wait_until_clear(*p, page_locked | page_writeback);
   if (space.cache_.split(*p)) co_return result<>{};
   const bool room = space.cache_.memory().free_pages() != 0;
-  if (room || !space.cache_.try_make_room()) co_await sleep_for(attempt_pause_ns);
+  if (room || !space.try_make_room()) co_await sleep_for(attempt_pause_ns);
   co_return result<>{};
 }
 
@@ -232,7 +232,7 @@ bool block_api::try_lock(buffer_head& b) noexcept {
   address_space& space = address_space::space_of(b);
   if (!try_lock_page(p)) return false;
   const bool limited =
-      !p.test(page_dirty) && (space.over_error_limit() || space.cache_.over_dirty_limit());
+      !p.test(page_dirty) && (space.over_error_limit() || space.over_dirty_limit());
   const bool mine = !limited && !b.test(bh_lock);
   if (mine) start_change(b);
   unlock_page(p);
@@ -262,7 +262,7 @@ task<> block_api::wait_and_lock(buffer_head& b, lock_use use) {
     auto limit = address_space::step::done;
     if (use == lock_use::change && !p.test(page_dirty)) {
       if (!paced && space.pause_ns() != 0) limit = address_space::step::paced;
-      if (space.cache_.over_dirty_limit()) limit = address_space::step::over_limit;
+      if (space.over_dirty_limit()) limit = address_space::step::over_limit;
       if (space.over_error_limit()) limit = address_space::step::failing;
     }
     if (limit == address_space::step::done) break;

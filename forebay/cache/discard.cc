@@ -121,7 +121,7 @@ task<> address_space::give_edge_buffers(std::uint64_t offset) {
     const bool made = !owns(*p) || add_buffers(*p);
     unlock_page(*p);
     if (made) break;
-    if (!cache_.try_make_room()) co_await cache_.frames_available();
+    if (!try_make_room()) co_await cache_.frames_available();
   }
   co_return result<>{};
 }
@@ -200,7 +200,7 @@ task<> address_space::make_partly_clean(page& p, std::uint64_t from, std::uint64
       co_await wait_until_unlocked(*busy);
     } else if (!p.is_large() && !add_buffers(p)) {
       unlock_page(p);
-      if (!cache_.try_make_room()) co_await cache_.frames_available();
+      if (!try_make_room()) co_await cache_.frames_available();
     } else if (p.is_large()) {
       remove_parts_dirty(p, static_cast<unsigned>(first >> page_shift),
                          static_cast<unsigned>(to >> page_shift));
@@ -250,7 +250,7 @@ task<page_ref> address_space::page_with_buffers(std::uint64_t index) {
       outcome = add_outcome::no_memory;
     }
     if (outcome == add_outcome::discarding) co_await discard_over(index, index + 1);
-    if (outcome == add_outcome::no_memory && !cache_.try_make_room()) {
+    if (outcome == add_outcome::no_memory && !try_make_room()) {
       co_await cache_.frames_available();
     }
   }

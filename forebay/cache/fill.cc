@@ -11,6 +11,7 @@
 #include "forebay/base/cache_line.h"
 #include "forebay/base/racing_copy.h"
 #include "forebay/cache/address_space.h"
+#include "forebay/cache/pages_of_bio.h"
 
 namespace forebay {
 

@@ -85,6 +85,10 @@ std::unique_ptr<frame_eviction> make(std::uint32_t frames_max, bool remembers) n
 
 }  // namespace
 
+void frame_eviction::take_use(page& p) noexcept {
+  frame_traits::set_uses(p, frame_traits::uses(p) - 1);
+}
+
 std::unique_ptr<frame_eviction> frame_eviction::create(eviction_policy policy,
                                                        std::uint32_t frames_max) noexcept {
   switch (policy) {

@@ -25,6 +25,9 @@ class frame_eviction {
                                                 std::uint32_t frames_max) noexcept;
   virtual ~frame_eviction() = default;
 
+  // Of a page on a list, that was used: it was used once less.
+  static void take_use(page& p) noexcept;
+
   // As in EvictionPolicy; weights are frames.
   virtual void set_capacity(std::uint64_t frames) noexcept = 0;
   virtual void insert(page& p) noexcept = 0;

@@ -4,15 +4,12 @@
 #include <bit>
 
 #include "forebay/cache/address_space.h"
+#include "forebay/cache/memory_share.h"
 #include "forebay/cache/warm_store.h"
 
 namespace forebay {
 namespace {
 
-// Shares of the frames: writers wait above 2/5 so that reads always find pages to take, the
-// flushers start at 1/8.
-constexpr std::uint32_t dirty_limit_of(std::uint32_t pages) { return pages / 5 * 2; }
-constexpr std::uint32_t background_limit_of(std::uint32_t pages) { return pages / 8; }
 constexpr std::uint32_t dirty_wish_min = 256;
 
 // Enough for a few sweeps of write-back at full depth; at most a fiftieth of the smallest cache.
@@ -143,6 +140,26 @@ bool page_cache::take(page& p) noexcept {
   drop_buffers(p, buffers_);
   arena_->release(p);
   return true;
+}
+
+page_cache::aged page_cache::age(page& p, address_space& of, bool any) noexcept {
+  const scoped_lock hold(list_lock_);
+  // On the list means in an index, and a space takes its pages off the list before it goes.
+  if (!p.is_owned_by(&of) || !p.link.linked()) return {.busy = true};
+  if (p.test(page_dirty | page_writeback | page_locked)) return {.busy = true};
+  if (!any && (p.clear(page_young) & page_young) != 0) return {};
+  if (!any && p.was_used()) {
+    frame_eviction::take_use(p);
+    return {};
+  }
+  if (!of.evict(p)) return {.busy = true};
+  const std::uint32_t frames = p.frames();
+  evictor().erase(p);
+  resident_ -= frames;
+  counters_.evictions.add(frames);
+  drop_buffers(p, buffers_);
+  arena_->release(p);
+  return {.evicted = frames};
 }
 
 void page_cache::follow_limit(std::uint64_t bytes) noexcept {

@@ -149,6 +149,15 @@ class page_cache {
   // it are pages then.
   vacated vacate(page& p, page*& spare) noexcept;
 
+  struct aged {
+    std::uint32_t evicted = 0;  // frames; 0: it stays
+    bool busy = false;  // because it is in use, under I/O, dirty, or not this space's; else it was
+                        // used, and is now as if it had been used once less, or had just come
+  };
+  // The step of a clock, at a frame where a page of this space was. `any`: also one that was used
+  // goes. Takes list_lock_.
+  aged age(page& p, address_space& of, bool any) noexcept;
+
   // Makes a large page, of which the caller has the only reference besides the index's, pages of
   // 4 KiB: for who needs buffer heads for a part of it. False if it is in other hands too, under
   // I/O, or there is no memory for nodes of its index. Takes list_lock_.

@@ -151,12 +151,13 @@ readahead_window readahead::next_window(stream& s) noexcept {
 
 void readahead::weigh_waste(std::uint32_t asked) noexcept {
   asked_ += asked;
-  if (asked_ < std::uint64_t{weighed_windows} * window_max_) return;
+  const std::uint32_t most = largest_window();
+  if (asked_ < std::uint64_t{weighed_windows} * most) return;
   const std::uint64_t wasted = wasted_.exchange(0, std::memory_order_relaxed);  // relaxed: wasted()
   if (wasted * 4 > asked_) {
-    limit_ = std::max(limit_ / 2, std::min(window_min_pages, window_max_));
+    limit_ = std::max(limit_ / 2, std::min(window_min_pages, most));
   } else if (wasted * 16 < asked_) {
-    limit_ = std::min(limit_ * 2, window_max_);
+    limit_ = std::min(limit_ * 2, most);
   }
   asked_ = 0;
 }

@@ -26,6 +26,7 @@
 // use of a marked page only.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cstdint>
@@ -66,6 +67,14 @@ class readahead {
     object_pages_ = pages;
   }
 
+  // No window is larger than so many pages from now on, however large those asked for at first; but
+  // each is as large as window_min_pages.
+  void set_window_bound(std::uint32_t pages) noexcept FOREBAY_EXCLUDES(lock_) {
+    const scoped_lock hold(lock_);
+    window_bound_ = std::max(pages, window_min_pages);
+    limit_ = largest_window();
+  }
+
   bool enabled() const noexcept { return window_max_ != 0; }
 
   // An access to [first, first + pages), of which some page was missing (`missed`) or marked: what
@@ -100,6 +109,9 @@ class readahead {
   stream& establish(const stream& candidate) noexcept FOREBAY_REQUIRES(lock_);
   readahead_window next_window(stream& s) noexcept FOREBAY_REQUIRES(lock_);
   void weigh_waste(std::uint32_t asked) noexcept FOREBAY_REQUIRES(lock_);
+  std::uint32_t largest_window() const noexcept FOREBAY_REQUIRES(lock_) {
+    return std::min(window_max_, window_bound_);
+  }
 
   const std::uint32_t window_max_;
 
@@ -109,6 +121,7 @@ class readahead {
   std::array<stream, candidates_max> candidates_ FOREBAY_GUARDED_BY(lock_);
   std::size_t next_candidate_ FOREBAY_GUARDED_BY(lock_) = 0;  // to be replaced
   std::uint64_t accesses_ FOREBAY_GUARDED_BY(lock_) = 0;
+  std::uint32_t window_bound_ FOREBAY_GUARDED_BY(lock_) = UINT32_MAX;
   std::uint32_t limit_ FOREBAY_GUARDED_BY(lock_);      // of a window, by what is wasted
   std::uint64_t asked_ FOREBAY_GUARDED_BY(lock_) = 0;  // pages, since limit_ was last looked at
   std::atomic<std::uint32_t> wasted_{0};

@@ -372,6 +372,28 @@ TEST(readahead_of_a_space, may_go_when_read_ahead_is_over) {
   expect_all_given_back(*cache);
 }
 
+TEST(readahead_of_a_space, is_bound_to_windows_of_a_size) {
+  readahead policy(1u << 20, 64);
+  const auto largest = [&policy](std::uint64_t from) {
+    std::uint32_t pages = 0;
+    for (int windows = 0; windows < 20;) {
+      const readahead_window w = policy.on_access(from, 1, false);
+      pages = std::max(pages, w.pages);
+      windows += w.count != 0 ? 1 : 0;
+      from = w.count != 0 ? w.marker : from + 1;
+    }
+    return pages;
+  };
+  EXPECT_EQ(largest(0), 64u);
+  policy.set_window_bound(16);
+  EXPECT_EQ(policy.limit_pages(), 16u);
+  EXPECT_EQ(largest(10'000), 16u);
+  policy.set_window_bound(0);
+  EXPECT_EQ(largest(20'000), readahead::window_min_pages);
+  policy.set_window_bound(UINT32_MAX);
+  EXPECT_EQ(largest(30'000), 64u);
+}
+
 TEST(readahead_of_a_space, waste_is_weighed_in_pages_of_4_kib) {
   readahead policy(1u << 20, 64);
   const auto asks_for = [&policy](std::uint64_t from) {

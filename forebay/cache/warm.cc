@@ -118,8 +118,11 @@ result<> address_space::adopt(page& p, const warm_record& r) noexcept {
   // The buffers first, which need memory, and its identity for that.
   p.index.store(r.index, std::memory_order_relaxed);  // relaxed: the caller's alone
   if (!whole && !add_buffers(p)) return fail(ENOMEM);
-  const add_outcome outcome = add_page(r.index, p);
+  // What is over a limit goes later: here it may be dirty, and nobody to write it back.
+  share_.add(p.frames());
+  const add_outcome outcome = add_counted(r.index, p);
   if (outcome != add_outcome::added) {
+    share_.remove(p.frames());
     drop_buffers(p, cache_.buffers());
     p.clear(page_private);
     return fail(outcome == add_outcome::exists ? EEXIST : ENOMEM);

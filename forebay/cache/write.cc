@@ -28,7 +28,7 @@ bool address_space::over_error_limit() const noexcept {
 // How long who is about to dirty a page should wait first, for the sake of the device's pace.
 std::uint64_t address_space::pause_ns() const noexcept {
   // relaxed: a hint. Who does the flusher's work himself has no pace to keep.
-  if (!cache_.over_free_run() || !flusher_running_.load(std::memory_order_relaxed)) return 0;
+  if (!over_free_run() || !flusher_running_.load(std::memory_order_relaxed)) return 0;
   return pacer_.pause_ns(monotonic_clock::now_ns());
 }
 
@@ -36,7 +36,7 @@ std::uint64_t address_space::pause_ns() const noexcept {
 // pace.
 address_space::step address_space::may_dirty_more(bool paced) const noexcept {
   if (over_error_limit()) return step::failing;
-  if (cache_.over_dirty_limit()) return step::over_limit;
+  if (over_dirty_limit()) return step::over_limit;
   if (!paced && pause_ns() != 0) return step::paced;
   return step::done;
 }
@@ -85,7 +85,7 @@ address_space::attempt address_space::write_in_new_page(std::uint64_t offset,
     const std::size_t whole = page_bytes << order;
     if (order > max_page_order_ || data.size() < whole || !is_aligned(offset, std::uint64_t{whole}))
       continue;
-    if (!cache_.may_dirty(1u << order)) continue;
+    if (!may_dirty(1u << order)) continue;
     fresh = add_large(index, order).p;
     if (fresh == nullptr) continue;
     bytes = whole;
@@ -194,7 +194,7 @@ task<> address_space::write(std::uint64_t offset, std::span<const std::byte> dat
 // may be some. Where nothing can be evicted all is in use or dirty; so many pins that the dirty
 // limits are never reached, and nobody writes, must not stop who needs a page.
 task<> address_space::wait_for_memory() {
-  if (cache_.try_make_room()) co_return result<>{};
+  if (try_make_room()) co_return result<>{};
   const result<sweep> wrote = co_await write_back(0, size_bytes(), 0);
   if (!wrote || wrote->error != 0 || wrote->pages == 0) co_await cache_.frames_available();
   co_return result<>{};
@@ -258,8 +258,8 @@ task<> address_space::wait_for(step s, std::uint64_t offset, std::size_t bytes, 
         co_await write_back(0, size_bytes(), 0);
       }
       flusher_wanted_.wake_all();
-      co_await cache_.progress().wait_unless(
-          [this]() noexcept { return !cache_.over_dirty_limit(); }, 100'000'000);
+      co_await cache_.progress().wait_unless([this]() noexcept { return !over_dirty_limit(); },
+                                             100'000'000);
       break;
     }
   }

@@ -5,6 +5,7 @@
 #include <array>
 
 #include "forebay/cache/address_space.h"
+#include "forebay/cache/pages_of_bio.h"
 
 namespace forebay {
 namespace {
@@ -253,7 +254,7 @@ task<address_space::sweep> address_space::write_back(std::uint64_t offset, std::
   std::error_code error;
   const std::uint64_t end = page_of(offset + length - 1) + 1;
   for (std::uint64_t at = page_of(offset); at < end && !error;) {
-    batch.set_depth(cache_.over_free_run() ? bio_batch::full_depth : bio_batch::background_depth);
+    batch.set_depth(over_free_run() ? bio_batch::full_depth : bio_batch::background_depth);
     std::size_t n = 0;
     {
       const scoped_lock hold(lock_);
@@ -407,13 +408,13 @@ task<> address_space::run_flusher() {
         true, std::memory_order_relaxed);  // relaxed: wait_unless orders it against the look
     co_await flusher_wanted_.wait_unless(
         [this]() noexcept {
-          return stopping_.load(std::memory_order_acquire) || cache_.over_background_limit();
+          return stopping_.load(std::memory_order_acquire) || over_background_limit();
         },
         flusher_period_ns);
     flusher_idle_.store(false, std::memory_order_relaxed);  // relaxed: a hint for writers
     const std::uint64_t now = monotonic_clock::now_ns();
     const bool aged = now - last_pass_ns >= age_limit_ns;
-    if (!aged && !cache_.over_background_limit()) continue;
+    if (!aged && !over_background_limit()) continue;
     last_pass_ns = now;
     const result<sweep> wrote = co_await write_back(0, size_bytes(), 0);
     // Nothing of ours to write, or it failed: no reason to spin until something changes.

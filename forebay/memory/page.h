@@ -67,6 +67,7 @@ enum page_flag : std::uint32_t {
   page_offline = 1u << 12,    // its memory has been given back to the operating system
   page_readahead = 1u << 13,  // its use asks for the next window of read-ahead
   page_unused = 1u << 14,     // read ahead, and nobody has used it yet
+  page_young = 1u << 15,      // came since the clock of its full space last passed by
 };
 
 // log2 of a block's frames. Atomic, so that who only guesses may look; what orders it is the owner

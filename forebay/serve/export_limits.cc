@@ -5,6 +5,8 @@
 #include <charconv>
 #include <cmath>
 
+#include "forebay/cache/memory_share.h"
+
 namespace forebay {
 namespace {
 
@@ -62,7 +64,15 @@ std::string read_limit(std::string_view text, export_limits& out) {
     if (fits) return {};
     return fmt::format("bytes {}: must be bytes a second as 20M, from 64K to 1T, or 0", value);
   }
-  return fmt::format("{}: there is no such limit; choose iops, bytes or burst", key);
+  if (key == "memory") {
+    constexpr std::uint64_t least = std::uint64_t{memory_share::pages_min} << page_shift;
+    if (n && (*n == 0 || *n >= least)) {
+      out.memory_bytes = *n == 0 ? UINT64_MAX : *n;
+      return {};
+    }
+    return fmt::format("memory {}: must be a size as 64M, at least 4M, or 0", value);
+  }
+  return fmt::format("{}: there is no such limit; choose iops, bytes, burst or memory", key);
 }
 
 }  // namespace

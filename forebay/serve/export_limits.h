@@ -5,6 +5,7 @@
 //   iops=N      requests a second
 //   bytes=SIZE  bytes a second
 //   burst=S     seconds, at the rate, that may begin at once (0.1)
+//   memory=SIZE of the cache
 //
 // SIZE may end with K, M, G or T, the powers of 1024; 0 means without a limit. Without EXPORT it is
 // meant for every export, each by itself. An export's name is all that stands before the last
@@ -26,6 +27,7 @@ struct export_limits {
   std::optional<std::uint64_t> requests_per_s;
   std::optional<std::uint64_t> bytes_per_s;
   std::optional<std::uint64_t> burst_ns;
+  std::optional<std::uint64_t> memory_bytes;  // UINT64_MAX: any
 
   // These limits over those that were.
   rate_limits over(rate_limits old) const noexcept;

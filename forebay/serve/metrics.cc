@@ -135,6 +135,7 @@ constexpr single of_pressure[] = {
 
 constexpr single of_export[] = {
     {"size", "export_size_bytes", "Size of the image."},
+    {"resident_pages", "export_resident_bytes", "Of the image, in the cache.", a_page},
     {"dirty_pages", "export_dirty_bytes", "Of the image, waiting for write-back.", a_page},
     {"requests_in_flight", "export_requests_in_flight", "Requests that are being worked on."},
 };
@@ -145,6 +146,7 @@ constexpr single of_limits[] = {
     {"throttled", "export_throttled_total", "Requests that waited for the limit."},
     {"waiting", "export_throttled", "Requests that wait for it."},
     {"waited_s", "export_throttled_seconds_total", "For how long they have waited."},
+    {"memory_bytes", "export_limit_memory_bytes", "Of the cache that it may have; 0: any."},
 };
 
 constexpr single of_queue[] = {

@@ -153,14 +153,18 @@ TEST(ExportLimits, AreReadAsTheyAreWritten) {
   EXPECT_EQ(all.requests_per_s, 5000u);
   EXPECT_EQ(all.bytes_per_s, 20u << 20);
   EXPECT_EQ(all.burst_ns, second / 4);
+  EXPECT_FALSE(all.memory_bytes);
+  EXPECT_EQ(read("memory=4M").memory_bytes, 4u << 20);
+  EXPECT_EQ(read("memory=0").memory_bytes, UINT64_MAX);
   EXPECT_EQ(read("a:b.img:iops=0").name, "a:b.img");
   EXPECT_EQ(read(":iops=1").name, "");
   const rate_limits over = read("iops=7").over({.requests_per_s = 1, .bytes_per_s = 1u << 20});
   EXPECT_EQ(over.requests_per_s, 7u);
   EXPECT_EQ(over.bytes_per_s, 1u << 20);
-  for (const char* text : {"", ":", "a:", "iops", "iops=", "iops=x", "iops=-1", "iops=2G",
-                           "bytes=1K", "bytes=99T", "bytes=99999999999999T", "burst=-1",
-                           "burst=nan", "burst=1e9", "speed=1", "iops=1,", "iops=1,,bytes=1M"}) {
+  for (const char* text :
+       {"", ":", "a:", "iops", "iops=", "iops=x", "iops=-1", "iops=2G", "bytes=1K", "bytes=99T",
+        "bytes=99999999999999T", "burst=-1", "burst=nan", "burst=1e9", "speed=1",
+        "memory=", "memory=3M", "iops=1,", "iops=1,,bytes=1M"}) {
     export_limits out;
     EXPECT_NE(read_limits(text, out), "") << text;
   }

@@ -367,6 +367,7 @@ void server::apply(const export_limits& limits) {
   for (const auto& e : exports_) {
     if (limits.name && *limits.name != e->name()) continue;
     e->rate().set(limits.over(e->rate().limits()));
+    if (limits.memory_bytes) e->space().set_memory_limit(*limits.memory_bytes);
   }
 }
 

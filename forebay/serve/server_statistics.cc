@@ -204,7 +204,8 @@ json limits_json(nbd_export& e) {
           {"burst_s", static_cast<double>(l.burst_ns) / 1e9},
           {"throttled", s.throttled},
           {"waiting", s.waiting},
-          {"waited_s", static_cast<double>(s.waited_ns) / 1e9}};
+          {"waited_s", static_cast<double>(s.waited_ns) / 1e9},
+          {"memory_bytes", e.space().memory_limit_bytes()}};
 }
 
 // Bytes of payload that were copied, and for each that was read or written.
@@ -264,6 +265,7 @@ json export_json(nbd_export& e) {
           {"read_only", e.is_read_only()},
           {"block_bytes", e.options().min_block_bytes},
           {"direct", e.dev().limits().direct},
+          {"resident_pages", e.space().share().pages()},
           {"dirty_pages", e.space().dirty_pages()},
           {"requests_in_flight", e.in_flight().value()},
           {"write_policy", e.options().write_through ? "write-through" : "write-back"},

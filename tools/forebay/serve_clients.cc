@@ -40,8 +40,9 @@ void add_client_options(CLI::App& to, client_options& o) {
   timeout("--idle-timeout", o.idle_timeout_s, 0,
           "Drop a client that for so long asks for nothing; 0 for never (0)");
   to.add_option("--limit", o.limits,
-                "What all clients of an export together may ask for, as disk.img:iops=5000,bytes="
-                "20M,burst=0.1; without a name of every export, each by itself")
+                "What all clients of an export together may ask for, and what it may have of the "
+                "cache, as disk.img:iops=5000,bytes=20M,burst=0.1,memory=1G; without a name of "
+                "every export, each by itself")
       ->type_name("[EXPORT:]LIMITS")
       ->allow_extra_args(false);
 }

@@ -102,9 +102,14 @@ void print_queue(const json& q) {
   }
 }
 
-// What the clients of an export may ask for, if that is limited, or was.
-void print_limits(const json& l) {
+// What an export may have and its clients may ask for, if that is limited, or was.
+void print_limits(const json& e) {
+  const json& l = e["limits"];
   const auto n = [&](const char* key) { return l[key].get<std::uint64_t>(); };
+  if (n("memory_bytes") != 0) {
+    fmt::print("  memory   {} of the {} that it may have\n",
+               human_bytes(count_in(e, "resident_pages") * 4096), human_bytes(n("memory_bytes")));
+  }
   const bool limited = n("requests_per_s") + n("bytes_per_s") != 0;
   if (!limited && n("throttled") == 0) return;
   const std::string requests =
@@ -177,7 +182,7 @@ void print_screen(const json& before, const json& after, double seconds) {
     fmt::print("export     {}  {}, {}{}\n", e["name"].get<std::string>(),
                human_bytes(e["size"].get<std::uint64_t>()), e["write_policy"].get<std::string>(),
                e["read_only"].get<bool>() ? ", read-only" : "");
-    if (e.contains("limits")) print_limits(e["limits"]);
+    if (e.contains("limits")) print_limits(e);
     print_queue(e["queue"]);
   }
   print_cache(after["cache"]);

@@ -52,8 +52,9 @@ void add_tune(CLI::App& app, action& chosen) {
                 "How much may wait to be written, below 2/5 of the cache; 0 for just that")
       ->transform(CLI::AsSizeValue(false));
   c->add_option("--limit", o->limits,
-                "What all clients of an export together may ask for from now on, as "
-                "disk.img:iops=5000,bytes=20M,burst=0.1; 0 for any; what is not named stays")
+                "What all clients of an export together may ask for, and what it may have of the "
+                "cache, from now on, as disk.img:iops=5000,bytes=20M,burst=0.1,memory=1G; 0 for "
+                "any; what is not named stays")
       ->type_name("[EXPORT:]LIMITS")
       ->allow_extra_args(false);
   c->add_option("--resize", o->resized,

@@ -1,0 +1,68 @@
+// How many pages of the cache one address space may have: a limit inside the cache's own.
+//
+// A space without a limit has as many as eviction leaves it. One with a limit gives up pages of its
+// own for new ones, and may have as large a part of them dirty as the cache of its pages.
+//
+// Guards: all are atomics. Thread-safety: any thread.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+
+#include "forebay/cache/dirty_pacer.h"
+#include "forebay/memory/page.h"
+
+namespace forebay {
+
+// Shares of the pages of a cache, or of a space that has a limit: writers wait above 2/5 so that
+// reads always find pages to take, the flushers start at 1/8.
+constexpr std::uint32_t dirty_limit_of(std::uint32_t pages) noexcept { return pages / 5 * 2; }
+constexpr std::uint32_t background_limit_of(std::uint32_t pages) noexcept { return pages / 8; }
+
+class memory_share {
+ public:
+  static constexpr std::uint32_t unlimited = UINT32_MAX;
+  // Of a limit: 4 MiB, so that its dirty pages are as many as a sweep of write-back takes.
+  static constexpr std::uint32_t pages_min = 1024;
+
+  std::uint32_t limit() const noexcept {
+    return limit_.load(std::memory_order_relaxed);  // relaxed: a level
+  }
+  std::uint64_t limit_bytes() const noexcept {  // 0: none
+    const std::uint32_t pages = limit();
+    return pages == unlimited ? 0 : std::uint64_t{pages} << page_shift;
+  }
+  void set_limit(std::uint32_t pages) noexcept {
+    limit_.store(pages, std::memory_order_relaxed);  // relaxed: a level
+  }
+
+  std::uint32_t pages() const noexcept {
+    return pages_.load(std::memory_order_relaxed);  // relaxed: a level
+  }
+  // Counts pages that come, before they do, and returns how many there are too many then.
+  std::uint32_t add(std::uint32_t pages) noexcept {
+    // relaxed: who is last over the limit sees that he is, whatever else he sees.
+    const std::uint32_t now = pages_.fetch_add(pages, std::memory_order_relaxed) + pages;
+    const std::uint32_t most = limit();
+    return now > most ? now - most : 0;
+  }
+  // Counts pages that have gone.
+  void remove(std::uint32_t pages) noexcept {
+    pages_.fetch_sub(pages, std::memory_order_relaxed);  // relaxed: a level
+  }
+  bool is_full() const noexcept { return pages() >= limit(); }
+  // Nearly full: what comes now is younger than most of what will have to go.
+  bool is_filling() const noexcept { return pages() >= limit() - limit() / 8; }
+
+  // Of so many dirty pages.
+  dirty_pacer::levels dirty_levels(std::uint32_t dirty) const noexcept {
+    const std::uint32_t most = dirty_limit_of(limit());
+    return {dirty, (background_limit_of(limit()) + most) / 2, most};
+  }
+
+ private:
+  std::atomic<std::uint32_t> limit_{unlimited};
+  std::atomic<std::uint32_t> pages_{0};
+};
+
+}  // namespace forebay
