@@ -70,6 +70,7 @@ address_space::~address_space() {
     drop_buffers(*p, cache_.buffers());
     put_page(*p);
   }
+  FOREBAY_DCHECK(share_.pages() == 0);
 }
 
 // How much of a page lies on the device: all of it, but for a last small one.
