@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "forebay/os/memory.h"
+#include "forebay/os/test_cpu.h"
 
 namespace forebay {
 namespace {
@@ -42,6 +43,7 @@ class ArenaShrinker : public testing::Test {
 
   std::size_t resident() const { return resident_bytes(memory_->memory()); }
 
+  const stay_on_cpu here_;  // what another CPU had kept for itself would keep its chunks
   std::unique_ptr<arena> memory_;
   std::unique_ptr<general_cache> pieces_;
   std::unique_ptr<arena_shrinker> shrinker_;

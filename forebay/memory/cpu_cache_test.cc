@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "forebay/os/cpu.h"
+#include "forebay/os/test_cpu.h"
 
 namespace forebay {
 namespace {
@@ -50,24 +51,6 @@ class plain_list final : public free_list {
  private:
   mutable std::mutex lock_;
   std::vector<std::uint32_t> items_;
-};
-
-// While it lives the thread stays on the CPU on which it is.
-class stay_on_cpu {
- public:
-  stay_on_cpu() {
-    EXPECT_EQ(sched_getaffinity(0, sizeof before_, &before_), 0);
-    cpu_set_t only;
-    CPU_ZERO(&only);
-    CPU_SET(current_cpu(), &only);
-    EXPECT_EQ(sched_setaffinity(0, sizeof only, &only), 0);
-  }
-  ~stay_on_cpu() { static_cast<void>(sched_setaffinity(0, sizeof before_, &before_)); }
-  stay_on_cpu(const stay_on_cpu&) = delete;
-  stay_on_cpu& operator=(const stay_on_cpu&) = delete;
-
- private:
-  cpu_set_t before_{};
 };
 
 // With restartable sequences and without.

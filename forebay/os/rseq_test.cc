@@ -3,13 +3,13 @@
 #include "forebay/os/rseq.h"
 
 #include <gtest/gtest.h>
-#include <sched.h>
 
 #include <algorithm>
 #include <memory>
 #include <vector>
 
 #include "forebay/os/cpu.h"
+#include "forebay/os/test_cpu.h"
 
 namespace forebay {
 namespace {
@@ -28,20 +28,10 @@ class Rseq : public testing::Test {
 
   void SetUp() override {
     if (!rseq_usable()) GTEST_SKIP() << "no restartable sequences here";
-    ASSERT_EQ(sched_getaffinity(0, sizeof before_, &before_), 0);
-    cpu_ = current_cpu();
-    cpu_set_t only;
-    CPU_ZERO(&only);
-    CPU_SET(cpu_, &only);
-    ASSERT_EQ(sched_setaffinity(0, sizeof only, &only), 0);
     a_ = make_stack(capacity);
     b_ = make_stack(capacity);
     slots_ = std::make_unique<cpu_slot[]>(cpu_limit());
     slots_[cpu_].loaded = a_.get();
-  }
-
-  void TearDown() override {
-    if (cpu_ != UINT32_MAX) static_cast<void>(sched_setaffinity(0, sizeof before_, &before_));
   }
 
   struct stack_deleter {
@@ -57,8 +47,8 @@ class Rseq : public testing::Test {
 
   cpu_slot* slots() { return slots_.get(); }
 
-  cpu_set_t before_{};
-  std::uint32_t cpu_ = UINT32_MAX;
+  const stay_on_cpu here_;
+  const std::uint32_t cpu_ = current_cpu();
   stack_ptr a_;
   stack_ptr b_;
   std::unique_ptr<cpu_slot[]> slots_;
