@@ -384,8 +384,8 @@ void address_space::set_dirty(page& p) noexcept {
 
 // Tells the pacer of pages that a writer has dirtied.
 void address_space::pace_dirtied(std::uint32_t pages) noexcept {
-  if (!over_free_run()) return;
-  pacer_.dirtied(monotonic_clock::now_ns(), pages, dirty_levels());
+  const dirty_pacer::levels at = dirty_levels();
+  if (at.over_free_run()) pacer_.dirtied(monotonic_clock::now_ns(), pages, at);
 }
 
 // Wakes the flusher if there is something for it to do.

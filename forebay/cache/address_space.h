@@ -408,7 +408,6 @@ class address_space {
   bool try_make_room() noexcept;
   // Which of the two dirty limits is the nearer one, its own or the cache's, decides.
   dirty_pacer::levels dirty_levels() const noexcept;
-  bool over_free_run() const noexcept;
   bool over_background_limit() const noexcept;
   bool over_dirty_limit() const noexcept { return !may_dirty(1); }
   bool may_dirty(std::uint32_t pages) const noexcept;

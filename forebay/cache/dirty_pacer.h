@@ -31,6 +31,13 @@ class dirty_pacer {
     std::uint32_t dirty;     // pages now
     std::uint32_t free_run;  // below it nobody waits
     std::uint32_t limit;     // at least free_run
+
+    // Where write-back begins above `background`.
+    static constexpr levels of(std::uint32_t dirty, std::uint32_t background,
+                               std::uint32_t limit) noexcept {
+      return {dirty, (background + limit) / 2, limit};
+    }
+    constexpr bool over_free_run() const noexcept { return dirty > free_run; }
   };
 
   // How long who is about to dirty a page has to wait first; 0 if not at all. At most pause_max_ns.

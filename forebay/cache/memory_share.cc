@@ -59,18 +59,13 @@ void address_space::set_memory_limit(std::uint64_t bytes) noexcept {
   share_.set_limit(std::max(static_cast<std::uint32_t>(pages), memory_share::pages_min));
   // Two windows of every stream, the one that is read and the one that comes, take half of it.
   readahead_.set_window_bound(share_.limit() / (4 * std::uint32_t{readahead::streams_max}));
-  if (const std::uint32_t over = share_.add(0); over != 0) evict_own(over);
+  evict_own(share_.over(share_.pages()));
   if (over_background_limit()) wake_flusher();
 }
 
 dirty_pacer::levels address_space::dirty_levels() const noexcept {
   const dirty_pacer::levels own = share_.dirty_levels(dirty_pages());
-  return own.dirty > own.free_run ? own : cache_.dirty_levels();
-}
-
-bool address_space::over_free_run() const noexcept {
-  const dirty_pacer::levels at = dirty_levels();
-  return at.dirty > at.free_run;
+  return own.over_free_run() ? own : cache_.dirty_levels();
 }
 
 bool address_space::over_background_limit() const noexcept {

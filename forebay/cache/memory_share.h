@@ -39,12 +39,15 @@ class memory_share {
   std::uint32_t pages() const noexcept {
     return pages_.load(std::memory_order_relaxed);  // relaxed: a level
   }
+  // Of so many pages, how many are too many.
+  std::uint32_t over(std::uint32_t pages) const noexcept {
+    const std::uint32_t most = limit();
+    return pages > most ? pages - most : 0;
+  }
   // Counts pages that come, before they do, and returns how many there are too many then.
   std::uint32_t add(std::uint32_t pages) noexcept {
     // relaxed: who is last over the limit sees that he is, whatever else he sees.
-    const std::uint32_t now = pages_.fetch_add(pages, std::memory_order_relaxed) + pages;
-    const std::uint32_t most = limit();
-    return now > most ? now - most : 0;
+    return over(pages_.fetch_add(pages, std::memory_order_relaxed) + pages);
   }
   // Counts pages that have gone.
   void remove(std::uint32_t pages) noexcept {
@@ -56,8 +59,8 @@ class memory_share {
 
   // Of so many dirty pages.
   dirty_pacer::levels dirty_levels(std::uint32_t dirty) const noexcept {
-    const std::uint32_t most = dirty_limit_of(limit());
-    return {dirty, (background_limit_of(limit()) + most) / 2, most};
+    const std::uint32_t most = limit();
+    return dirty_pacer::levels::of(dirty, background_limit_of(most), dirty_limit_of(most));
   }
 
  private:

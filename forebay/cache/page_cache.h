@@ -203,15 +203,9 @@ class page_cache {
 
   // Above the middle of the two limits the writers of a device are slowed to its pace.
   dirty_pacer::levels dirty_levels() const noexcept {
-    const std::uint32_t limit = dirty_limit_pages();
-    return {dirty_total(), (background_limit_pages() + limit) / 2, limit};
-  }
-  bool over_free_run() const noexcept {
-    const dirty_pacer::levels at = dirty_levels();
-    return at.dirty > at.free_run;
+    return dirty_pacer::levels::of(dirty_total(), background_limit_pages(), dirty_limit_pages());
   }
   bool over_background_limit() const noexcept { return dirty_total() > background_limit_pages(); }
-  bool over_dirty_limit() const noexcept { return dirty_total() >= dirty_limit_pages(); }
   // Whether so many more may become dirty.
   bool may_dirty(std::uint32_t pages) const noexcept {
     return dirty_total() + pages <= dirty_limit_pages();

@@ -28,7 +28,8 @@ bool address_space::over_error_limit() const noexcept {
 // How long who is about to dirty a page should wait first, for the sake of the device's pace.
 std::uint64_t address_space::pause_ns() const noexcept {
   // relaxed: a hint. Who does the flusher's work himself has no pace to keep.
-  if (!over_free_run() || !flusher_running_.load(std::memory_order_relaxed)) return 0;
+  if (!dirty_levels().over_free_run() || !flusher_running_.load(std::memory_order_relaxed))
+    return 0;
   return pacer_.pause_ns(monotonic_clock::now_ns());
 }
 

@@ -254,7 +254,8 @@ task<address_space::sweep> address_space::write_back(std::uint64_t offset, std::
   std::error_code error;
   const std::uint64_t end = page_of(offset + length - 1) + 1;
   for (std::uint64_t at = page_of(offset); at < end && !error;) {
-    batch.set_depth(over_free_run() ? bio_batch::full_depth : bio_batch::background_depth);
+    batch.set_depth(dirty_levels().over_free_run() ? bio_batch::full_depth
+                                                   : bio_batch::background_depth);
     std::size_t n = 0;
     {
       const scoped_lock hold(lock_);
