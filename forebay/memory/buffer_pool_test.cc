@@ -4,8 +4,6 @@
 #include <gtest/gtest.h>
 #include <rapidcheck/gtest.h>
 
-#include <sched.h>
-
 #include <algorithm>
 #include <atomic>
 #include <cctype>
@@ -458,10 +456,7 @@ TEST(BufferPoolThreads, SleepersStrandNoBuffer) {
   std::vector<std::thread> sleepers;
   for (unsigned cpu = 0; cpu < cpu_limit(); ++cpu) {
     sleepers.emplace_back([&, cpu] {
-      cpu_set_t only;
-      CPU_ZERO(&only);
-      CPU_SET(cpu, &only);
-      static_cast<void>(sched_setaffinity(0, sizeof only, &only));
+      static_cast<void>(pin_to_cpu(cpu));
       std::vector<buffer*> some(16);
       if (pool->try_allocate_bulk_raw(some)) free_all(*pool, some);
       ++asleep;

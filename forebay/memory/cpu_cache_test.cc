@@ -3,8 +3,6 @@
 #include <gtest/gtest.h>
 #include <rapidcheck/gtest.h>
 
-#include <sched.h>
-
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>
@@ -183,10 +181,7 @@ TEST_P(CpuCache, WhatSleepersLeftInTheirCachesIsNotStranded) {
   cpu_cache cache(list, with(100));
   for (unsigned cpu = 0; cpu < cpu_limit(); ++cpu) {
     std::thread([&] {
-      cpu_set_t only;
-      CPU_ZERO(&only);
-      CPU_SET(cpu, &only);
-      static_cast<void>(sched_setaffinity(0, sizeof only, &only));
+      static_cast<void>(pin_to_cpu(cpu));
       cache.push(cache.pop());
     }).join();
   }

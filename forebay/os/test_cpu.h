@@ -13,10 +13,7 @@ class stay_on_cpu {
  public:
   stay_on_cpu() {
     EXPECT_EQ(sched_getaffinity(0, sizeof before_, &before_), 0);
-    cpu_set_t only;
-    CPU_ZERO(&only);
-    CPU_SET(current_cpu(), &only);
-    EXPECT_EQ(sched_setaffinity(0, sizeof only, &only), 0);
+    EXPECT_TRUE(pin_to_cpu(current_cpu()));
   }
   ~stay_on_cpu() { static_cast<void>(sched_setaffinity(0, sizeof before_, &before_)); }
   stay_on_cpu(const stay_on_cpu&) = delete;
