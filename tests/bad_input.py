@@ -11,6 +11,7 @@ import tempfile
 from lib import (
     KIB,
     MIB,
+    PATIENCE,
     Cases,
     Cleanup,
     Failure,
@@ -66,14 +67,14 @@ class Bench:
                     command,
                     capture_output=True,
                     text=True,
-                    timeout=60,
+                    timeout=PATIENCE,
                     user=user,
                     stdin=subprocess.DEVNULL,
                     cwd=self.directory,
                     errors="replace",
                 )
             except subprocess.TimeoutExpired:
-                raise Failure("it was accepted, or hangs: no end after 10 s") from None
+                raise Failure(f"it was accepted, or hangs: no end after {PATIENCE} s") from None
             lines = done.stderr.splitlines()
             told = f"status {done.returncode}, stdout {done.stdout!r}, stderr {done.stderr!r}"
             expect(done.returncode > 0, f"no failing exit status: {told}")

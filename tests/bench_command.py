@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-# ctest: timeout=300 labels=integration processors=2
+# ctest: processors=2
 """`forebay bench burst`: the table, the JSON and the picture tell the same; others' figures come into the picture; bad
 input is one line. What the figures are is not looked at, but that they are figures."""
 

@@ -26,15 +26,6 @@ from lib import (
 SIZE = 48 * MIB
 
 
-async def load_for(load, server, seconds):
-    """So long, and for as much longer as enough takes where it is slow."""
-    running = asyncio.ensure_future(load.run(server.address))
-    await asyncio.sleep(seconds)
-    await load.reach(running, lambda: load.done["write"] > 100)
-    load.stop()
-    await running
-
-
 def serve(directory, sector):
     backing = sparse_file(os.path.join(directory, f"backing-{sector}.img"), SIZE)
     with Cleanup() as cleanup:
@@ -58,7 +49,8 @@ def serve(directory, sector):
                 client.disconnect()
             journal = Journal(SIZE, max(512, smallest))
             load = Load(journal, connections=2, depth=8)
-            asyncio.run(load_for(load, server, 2.5))
+            enough = lambda: load.done["write"] > 100
+            asyncio.run(load.run_until(server.address, load.stop, 2.5, enough))
             expect(load.done["write"] > 100, f"the load was too thin: {load.done}")
             status = server.stop()
             expect(status == 0, f"exit status {status}")

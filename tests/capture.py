@@ -1,15 +1,12 @@
 #!/usr/bin/env python3
-# ctest: timeout=300
 """`forebay capture` on a veth pair in a network namespace of its own: every frame that was sent is
 in the file, byte for byte and in order, as tshark and capinfos see it too; the account adds up; and
 what goes wrong is said in one line and leaves a whole file."""
 
-import contextlib
 import json
 import os
 import random
 import signal
-import socket
 import struct
 import subprocess
 import tempfile

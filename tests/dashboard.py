@@ -12,7 +12,6 @@ import shutil
 import socket
 import subprocess
 import threading
-import time
 
 from lib import MIB, PAGE, PATIENCE, Cases, Server, die_with_parent, expect, free_port, main, program, run
 from lib import say, sparse_file, wait_for
@@ -108,7 +107,7 @@ def metrics(server, port):
     expect(answer.getheader("Content-Type").startswith("text/plain; version=0.0.4"), "its type")
     samples, types = parse_metrics(text)
     check_histograms(samples, types)
-    told = json.loads(run(program(), "stat", server.stat_address, "--json").stdout)
+    told = server.statistics()
     expect(set(stats) == set(told), f"/stats has {set(stats) ^ set(told)} by itself")
     for command in ("read", "write"):
         labels = f'export="disk.img",command="{command}"'

@@ -1,5 +1,4 @@
 #!/usr/bin/env python3
-# ctest: timeout=300
 """forebay echo on a veth pair, over a packet socket and over AF_XDP, and on a TAP interface: ping(8), IPv6 pings and UDP
 from the kernel's side, and bad input. With FOREBAY_STRESS it is 100,000 pings.
 """
@@ -9,7 +8,7 @@ import re
 import signal
 import subprocess
 
-from lib import Skip, expect, main, need, need_root, program
+from lib import PATIENCE, Skip, expect, main, need, need_root, program
 
 SPACE = f"forebay-echo-{os.getpid()}"
 PINGS = {"packet": 300, "xdp": 100_000 if os.environ.get("FOREBAY_STRESS") else 3000}
@@ -44,7 +43,7 @@ class Space:
 
 
 def inside(*words, **more):
-    return subprocess.run(["ip", "netns", "exec", SPACE, *words], capture_output=True, text=True, timeout=120, **more)
+    return subprocess.run(["ip", "netns", "exec", SPACE, *words], capture_output=True, text=True, timeout=2 * PATIENCE, **more)
 
 
 class Echo:
@@ -60,7 +59,7 @@ class Echo:
 
     def end(self):
         self.process.send_signal(signal.SIGINT)
-        out, error = self.process.communicate(timeout=60)
+        out, error = self.process.communicate(timeout=PATIENCE)
         expect(self.process.returncode == 0, f"status {self.process.returncode}: {error}")
         expect("answers not sent 0" in out, out)
         return {name: int(n) for name, n in re.findall(r"^(\w+) (\d+)$", out, re.M)}
@@ -72,7 +71,7 @@ def ping(count, *options):
     Without -w it waits for the last answer only as long as for the slowest before. With it, it may ask a few more while an
     answer is late; what came of those, the account tells, in which whatever was asked later has its place behind them.
     """
-    got = inside("ping", "-q", "-c", str(count), "-w", "60", *options)
+    got = inside("ping", "-q", "-c", str(count), "-w", str(PATIENCE), *options)
     told = re.search(r"(\d+) packets transmitted, (\d+) received", got.stdout)
     expect(told and int(told[2]) >= count, got.stdout + got.stderr)
     return int(told[1])
@@ -143,7 +142,7 @@ def ends_with_its_interface():
         ip("link", "set", "there", "up")
         echo = Echo("there", "--ipv4", "10.7.0.2", "--port", port)
         ip("link", "del", "there")
-        _, error = echo.process.communicate(timeout=60)
+        _, error = echo.process.communicate(timeout=PATIENCE)
         expect(echo.process.returncode == 1 and "there: the interface is gone" in error, error)
 
 

@@ -13,6 +13,7 @@ import tempfile
 from lib import (
     GIB,
     MIB,
+    PATIENCE,
     Cleanup,
     Failure,
     Server,
@@ -97,11 +98,11 @@ def block_device(directory, server):
             stderr=log,
             preexec_fn=die_with_parent,
         )
-        cleanup.callback(nbdfuse.wait, 60)
+        cleanup.callback(nbdfuse.wait, PATIENCE)
         # Not the polite kind: when the test has failed and the mount is busy it must still go away.
         cleanup.later("fusermount3", "-u", "-z", fuse)
         wait_for(
-            lambda: os.path.exists(pidfile) or nbdfuse.poll() is not None, 60, "nbdfuse's mount"
+            lambda: os.path.exists(pidfile) or nbdfuse.poll() is not None, PATIENCE, "nbdfuse's mount"
         )
         if nbdfuse.poll() is not None:
             log.seek(0)

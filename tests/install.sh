@@ -1,5 +1,4 @@
 #!/usr/bin/env bash
-# ctest: timeout=300 labels=integration
 # Installs into an empty prefix and uses the result as a stranger would: headers, CMake package, pkg-config file,
 # program, manual pages.
 set -euo pipefail

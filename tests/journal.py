@@ -263,10 +263,14 @@ class Load:
             ):
                 raise result
 
-    async def reach(self, running, enough):
-        """Waits while `running`, which is a run of this load, goes on, until `enough`."""
+    async def run_until(self, address, end, delay, enough=lambda: True):
+        """As run(); calls `end` so many seconds after its clients have come and it is `enough`."""
+        running = asyncio.ensure_future(self.run(address))
         while not running.done() and not (self.clients and enough()):
             await asyncio.sleep(0.002)
+        await asyncio.sleep(delay)
+        end()
+        await running
 
     def stop(self):
         self.stopping = True

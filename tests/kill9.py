@@ -22,15 +22,12 @@ IMAGE = 32 * MIB
 CACHE = "8M"
 
 
-async def load_and_kill(load, server, delay):
+def load_and_kill(load, server, delay):
     """Kills it at a random moment, but not before a random number of requests: where it is slow, the
     rounds together would show too little."""
-    running = asyncio.ensure_future(load.run(server.address))
     least = random.randrange(250)
-    await load.reach(running, lambda: sum(load.done.values()) >= least)
-    await asyncio.sleep(delay)
-    server.kill()
-    await running
+    enough = lambda: sum(load.done.values()) >= least
+    asyncio.run(load.run_until(server.address, server.kill, delay, enough))
 
 
 def test(directory):
@@ -47,7 +44,7 @@ def test(directory):
         server = Server(image, cache=CACHE, options=[mode, "--threads", turn % 2 + 1])
         load = Load(journal, connections=3, depth=6, seed=random.getrandbits(32))
         try:
-            asyncio.run(load_and_kill(load, server, random.uniform(0.05, 0.8)))
+            load_and_kill(load, server, random.uniform(0.05, 0.8))
         except Failure as failure:
             raise Failure(f"round {turn}: {failure}")
         finally:

@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import hashlib
 import itertools
+import json
 import os
 import pty
 import random
@@ -23,10 +24,7 @@ import time
 import traceback
 
 import nbd
-
-# Seconds that a test waits for what must come: a machine with other work may stall a process for
-# several, and a limit near them would judge the machine. What never comes is seen all the same.
-PATIENCE = 60
+from nbd import PATIENCE
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 PAGE = 4096
@@ -234,6 +232,12 @@ class Server:
     def stat_address(self):
         """For `forebay stat`."""
         return self.socket if self.socket else f"127.0.0.1:{self.port}"
+
+    def statistics(self):
+        """What `forebay stat --json` says of it."""
+        done = run(program(), "stat", self.stat_address, "--json")
+        expect(not done.stderr, f"something on stderr: {done.stderr}")
+        return json.loads(done.stdout)
 
     def uri(self, export=""):
         if self.socket:

@@ -2,7 +2,6 @@
 """Limits of exports: one that has one keeps to it, whoever asks and whatever is asked of the other;
 they are changed while clients wait, and are seen."""
 
-import json
 import os
 import time
 
@@ -12,8 +11,7 @@ from lib import MIB, PAGE, PATIENCE, Cases, Server, expect, main, program, run, 
 
 def exports(server):
     """By name, what `forebay stat --json` says."""
-    seen = json.loads(run(program(), "stat", server.stat_address, "--json").stdout)
-    return {e["name"]: e for e in seen["exports"]}
+    return {e["name"]: e for e in server.statistics()["exports"]}
 
 
 def limits_of(server):

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-# ctest: processors=2 timeout=300
+# ctest: processors=2
 """A memory limit smaller than the cache: the server starts, shrinks when the limit is halved under
 load, and grows again.
 
@@ -11,7 +11,6 @@ memory.high comes first, because lowering memory.max alone ends processes at onc
 
 import asyncio
 import contextlib
-import json
 import os
 import random
 import time
@@ -115,10 +114,6 @@ def anonymous(server):
     raise Failure("smaps_rollup does not say what is anonymous")
 
 
-def stat(server):
-    return json.loads(run(program(), "stat", server.stat_address, "--json").stdout)
-
-
 class Load:
     """Clients that read and write at random and verify what they read; a failed request or wrong
     data ends the test."""
@@ -201,7 +196,7 @@ def lower_under_load(group, server):
             time.sleep(0.1)
             expect(group.usage() <= limit, "the usage is above the limit again")
         until(lambda: load.requests > requests + 20, PATIENCE, "20 requests more")
-        shrunk = stat(server)["pressure"]
+        shrunk = server.statistics()["pressure"]
         say(f"limit of the cache {shrunk['limit_bytes'] // MIB} MiB,"
             f" {shrunk['given_back_bytes'] // MIB} MiB given back")
         expect(shrunk["limit_bytes"] < CACHE * 0.6, f"the cache's limit: {shrunk}")
@@ -213,7 +208,7 @@ def lower_under_load(group, server):
         expect(group.set_limit(full * 2), "the limit could not be raised")
         took = until(lambda: anonymous(server) > 0.8 * CACHE, PATIENCE, "the cache grew again")
         say(f"grown to {anonymous(server) // MIB} MiB within {took:.1f} s")
-        expect(stat(server)["pressure"]["limit_raised"] > 0, "the limit was raised without a count")
+        expect(server.statistics()["pressure"]["limit_raised"] > 0, "the limit was raised without a count")
 
     load = Load(server)
     asyncio.run(load.run(work))
@@ -225,7 +220,7 @@ def start_small(group, image):
     expect(group.set_limit(CACHE // 2), "the limit could not be set")
     with Server(image, cache=CACHE, enter=group.enter) as server:
         expect("memory control group" in server.stderr(), f"no word of it: {server.stderr()}")
-        pressure = stat(server)["pressure"]
+        pressure = server.statistics()["pressure"]
         expect(pressure["limit_bytes"] < CACHE // 2, f"the cache's limit: {pressure}")
         expect(pressure["group_limit_bytes"] == CACHE // 2, f"the group's limit: {pressure}")
 

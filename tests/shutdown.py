@@ -18,17 +18,9 @@ import threading
 import time
 
 from journal import Journal, Load
-from lib import KIB, MIB, Cases, Cleanup, Server, expect, main, run, say, sparse_file, wait_for
+from lib import KIB, MIB, PATIENCE, Cases, Cleanup, Server, expect, main, run, say, sparse_file, wait_for
 
 IMAGE = 64 * MIB
-
-
-async def load_and_stop(load, server, delay, number):
-    running = asyncio.ensure_future(load.run(server.address))
-    await load.reach(running, lambda: load.done["write"] > 50)
-    await asyncio.sleep(delay)
-    server.process.send_signal(number)
-    await running
 
 
 def under_load(directory, number, threads):
@@ -38,7 +30,9 @@ def under_load(directory, number, threads):
     with server:
         mix = {"write": 60, "read": 25, "zero": 8, "trim": 4, "fua": 3}
         load = Load(journal, connections=4, depth=8, mix=mix)
-        asyncio.run(load_and_stop(load, server, random.uniform(0.5, 1.2), number))
+        end = lambda: server.process.send_signal(number)
+        enough = lambda: load.done["write"] > 50
+        asyncio.run(load.run_until(server.address, end, random.uniform(0.5, 1.2), enough))
         status = server.left()
         expect(status == 0, f"exit status {status}\n{server.stderr()}")
         expect(not os.path.exists(server.socket), "the socket file is still there")
@@ -96,9 +90,9 @@ def progress(directory):
         ]
         thread = threading.Thread(target=lambda: run(*command, check=False), daemon=True)
         thread.start()
-        cleanup.callback(thread.join, 60)
+        cleanup.callback(thread.join, PATIENCE)
         cleanup.later("fusermount3", "-u", "-z", mount)
-        wait_for(lambda: os.path.exists(pidfile), 60, "the mount of the slow device")
+        wait_for(lambda: os.path.exists(pidfile), PATIENCE, "the mount of the slow device")
         server = Server(os.path.join(mount, "disk.img"), cache="64M")
         with server:
             data = {}
@@ -111,7 +105,7 @@ def progress(directory):
                     client.write(offset, data[offset])
                 client.disconnect()
             started = time.monotonic()
-            status = server.stop(signal.SIGINT, seconds=120)
+            status = server.stop(signal.SIGINT, seconds=2 * PATIENCE)
             took = time.monotonic() - started
             expect(status == 0, f"exit status {status}\n{server.stderr()}")
             shown = server.stderr() + server.stdout().split("\n", 1)[-1]

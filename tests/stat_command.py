@@ -2,7 +2,6 @@
 """`forebay stat` in text and JSON, over both kinds of socket: the numbers move as what was done
 says they must."""
 
-import json
 import os
 import random
 import re
@@ -15,12 +14,6 @@ from lib import wait_for
 IMAGE = 64 * MIB
 CACHE = 32 * MIB
 PAGES = 2048  # read twice: 8 MiB
-
-
-def stat(server):
-    done = run(program(), "stat", server.stat_address, "--json")
-    expect(not done.stderr, f"something on stderr: {done.stderr}")
-    return json.loads(done.stdout)
 
 
 def clients(status):
@@ -63,13 +56,13 @@ def shape(status):
 
 def hits_and_misses(server, client):
     offsets = [page * PAGE for page in random.sample(range(IMAGE // PAGE // 2), PAGES)]
-    start = stat(server)
+    start = server.statistics()
     for offset in offsets:
         client.read(offset, PAGE)
-    cold = stat(server)
+    cold = server.statistics()
     for offset in offsets:
         client.read(offset, PAGE)
-    warm = stat(server)
+    warm = server.statistics()
     for name, before, after in (("cold", start, cold), ("warm", cold, warm)):
         expect(
             moved(before, after, "commands", "read", "count") == PAGES,
@@ -110,14 +103,14 @@ def hits_and_misses(server, client):
 
 
 def writes_and_flush(server, client):
-    before = stat(server)
+    before = server.statistics()
     for index in range(100):
         client.write(IMAGE // 2 + index * 64 * KIB, bytes([index]) * PAGE)
     client.zero(0, 64 * KIB)
     client.trim(0, 64 * KIB)
-    dirty = stat(server)
+    dirty = server.statistics()
     client.flush()
-    after = stat(server)
+    after = server.statistics()
     expect(moved(before, after, "commands", "write", "count") == 100, "writes counted wrongly")
     expect(
         moved(before, after, "commands", "write", "bytes") == 100 * PAGE, "bytes counted wrongly"
@@ -131,12 +124,12 @@ def writes_and_flush(server, client):
 
 
 def errors(server, client):
-    before = stat(server)
+    before = server.statistics()
     reply = client.call(nbd.CMD_READ, IMAGE, PAGE)
     expect(reply.error == nbd.EINVAL, f"error {reply.error}")
     reply = client.call(nbd.CMD_WRITE, IMAGE, PAGE, 0, bytes(PAGE))
     expect(reply.error == nbd.ENOSPC, f"error {reply.error}")
-    after = stat(server)
+    after = server.statistics()
     for command in ("read", "write"):
         expect(
             moved(before, after, "commands", command, "errors") == 1,
@@ -148,7 +141,7 @@ def full(server, client):
     """Reading more than the cache holds leaves it full, and not fuller."""
     for offset in range(0, IMAGE, MIB):
         client.read(offset, MIB)
-    cache = stat(server)["cache"]
+    cache = server.statistics()["cache"]
     held = cache["resident_pages"] * PAGE
     expect(held <= CACHE, f"{held} bytes are resident in a cache of {CACHE}")
     expect(held >= CACHE * 3 // 4, f"only {held} bytes are resident in a cache of {CACHE}")
@@ -171,11 +164,11 @@ def tuned(server, client, tcp):
     refused("--cache-max", "--cache", "1G")
     refused("choose", "--cache", "8M", "--eviction", "colour")
     refused("nothing to change")
-    shape(stat(server))
+    shape(server.statistics())
     done = tune("--cache", "8M", "--eviction", "lru", "--dirty-limit", "2M")
     expect(done.returncode == 0 and not done.stderr, f"{done}")
     for _ in range(600):
-        now = stat(server)
+        now = server.statistics()
         held = now["cache"]["resident_pages"] * PAGE
         if held <= 8 * MIB and now["pressure"]["committed_bytes"] <= 8 * MIB:
             break
@@ -199,19 +192,19 @@ def tuned(server, client, tcp):
 
 def counts_clients(server):
     # The connection of an earlier `forebay stat` may be counted for a moment longer; but it ends.
-    before = min(clients(stat(server)) for _ in range(5))
+    before = min(clients(server.statistics()) for _ in range(5))
     more = [server.client() for _ in range(3)]
-    wait_for(lambda: clients(stat(server)) == before + 3, PATIENCE, "just 3 clients more")
+    wait_for(lambda: clients(server.statistics()) == before + 3, PATIENCE, "just 3 clients more")
     for client in more:
         client.disconnect()
-    wait_for(lambda: clients(stat(server)) == before, PATIENCE, "3 clients less")
+    wait_for(lambda: clients(server.statistics()) == before, PATIENCE, "3 clients less")
 
 
 def lists_clients(server, tcp):
     """The most active 16 by what they did, and the rest summed up."""
 
     def listed():
-        return stat(server)["client_list"]
+        return server.statistics()["client_list"]
 
     # Who has left goes from the list a little later; who asks must never come into it.
     wait_for(lambda: not listed()["most_active"], PATIENCE, "an empty list but for who asks")
@@ -255,7 +248,7 @@ def quick(server):
     busy = server.client()
     for _ in range(32):
         busy.submit(nbd.CMD_READ, 0, MIB)
-    shape(stat(server))
+    shape(server.statistics())
     busy.sock.close()
     silent.sock.close()
 
@@ -271,7 +264,7 @@ def test(directory):
         with Server(image, cache=CACHE, tcp=tcp, options=["--readahead", "0"]) as server:
             client = server.client()
             with cases.case(f"the shape over {way}"):
-                shape(stat(server))
+                shape(server.statistics())
             for step in (hits_and_misses, writes_and_flush, errors, full):
                 with cases.case(f"{step.__name__} over {way}"):
                     step(server, client)

@@ -56,8 +56,7 @@ def uri(server, tls, user="", more=""):
 
 def failures(server):
     """What the server has counted, by the reason."""
-    told = run(program(), "stat", "--json", server.stat_address).stdout
-    return json.loads(told)["clients_failed"]
+    return server.statistics()["clients_failed"]
 
 
 class TlsClient(nbd.Client):

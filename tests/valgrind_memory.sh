@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
 # The memory layer under valgrind: no restartable sequences there, so everything goes the other way,
 # and the checker knows which objects are free.
-# ctest: timeout=300
 set -euo pipefail
 
 command -v valgrind >/dev/null || { echo "valgrind is not installed"; exit 77; }

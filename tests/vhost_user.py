@@ -8,7 +8,7 @@ import stat
 import struct
 import subprocess
 
-from lib import MIB, Cases, Server, expect, main, program, run, sparse_file, wait_for
+from lib import MIB, PATIENCE, Cases, Server, expect, main, program, run, sparse_file, wait_for
 
 GET_FEATURES, GET_PROTOCOL_FEATURES, GET_QUEUE_NUM, GET_CONFIG = 1, 15, 17, 24
 SIZE = 16 * MIB
@@ -67,7 +67,7 @@ def test(directory):
                 say(front_end, GET_FEATURES, version=3)
                 expect(front_end.recv(1) == b"", "the connection goes on")
                 expect(capacity(other) == SIZE, "capacity")
-            wait_for(lambda: "vhost-user client of a.img" in server.stderr(), 60, "a line about it")
+            wait_for(lambda: "vhost-user client of a.img" in server.stderr(), PATIENCE, "a line about it")
             with connect(doors[0]) as front_end:
                 expect(capacity(front_end) == SIZE, "capacity")
         with cases.case("the sockets go with the server"):

@@ -11,7 +11,6 @@ replaced is not written to the other one. FOREBAY_STRESS makes it 100 rounds.
 """
 
 import asyncio
-import json
 import os
 import random
 import time
@@ -30,13 +29,11 @@ def warm_file(name):
 
 
 def warm_of(server):
-    return json.loads(run(program(), "stat", "--json", server.stat_address).stdout)["warm"]
+    return server.statistics()["warm"]
 
 
 def resident(server):
-    return json.loads(run(program(), "stat", "--json", server.stat_address).stdout)["cache"][
-        "resident_pages"
-    ]
+    return server.statistics()["cache"]["resident_pages"]
 
 
 def judge(journal, server, directory, turn):
@@ -74,7 +71,8 @@ def killed_again_and_again(directory, image, options):
             if turn == ROUNDS:
                 break
             load = Load(journal, connections=3, depth=6, seed=random.getrandbits(32))
-            asyncio.run(load_and_kill(load, server, random.uniform(0.02, 0.4)))
+            delay = random.uniform(0.02, 0.4)
+            asyncio.run(load.run_until(server.address, server.kill, delay))
         except Failure as failure:
             raise Failure(f"round {turn}: {failure}")
         finally:
@@ -84,16 +82,11 @@ def killed_again_and_again(directory, image, options):
     say(f"{ROUNDS} kills: {judged} units judged, {recovered} pages recovered, {dirty} of them dirty")
 
 
-async def load_and_kill(load, server, delay):
-    asyncio.get_running_loop().call_later(delay, server.kill)
-    await load.run(server.address)
-
-
 def hit_ratio(server, client, offsets):
     """Of reads of a page at each of the offsets."""
 
     def counts():
-        cache = json.loads(run(program(), "stat", "--json", server.stat_address).stdout)["cache"]
+        cache = server.statistics()["cache"]
         return cache["hits"], cache["misses"]
 
     hits, misses = counts()
