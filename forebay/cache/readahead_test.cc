@@ -392,6 +392,19 @@ TEST(readahead_of_a_space, is_bound_to_windows_of_a_size) {
   EXPECT_EQ(largest(20'000), readahead::window_min_pages);
   policy.set_window_bound(UINT32_MAX);
   EXPECT_EQ(largest(30'000), 64u);
+  // Each access is more than a window may be: read ahead in part, but not with gaps between.
+  const auto ahead_of = [&policy](std::uint64_t from, std::uint64_t stride) {
+    std::uint32_t pages = 0;
+    for (std::uint64_t i = 0; i < 8; ++i) {
+      const readahead_window w = policy.on_access(from + i * stride, 32, true);
+      pages = std::max(pages, w.pages * w.count);
+    }
+    return pages;
+  };
+  EXPECT_GE(ahead_of(40'000, 48), 32u);
+  policy.set_window_bound(16);
+  EXPECT_EQ(ahead_of(50'000, 32), 16u);
+  EXPECT_EQ(ahead_of(60'000, 48), 0u);
 }
 
 TEST(readahead_of_a_space, waste_is_weighed_in_pages_of_4_kib) {
