@@ -234,6 +234,7 @@ address_space::add_outcome address_space::add_counted(std::uint64_t index, page&
 // A large page for a stretch with nothing in it, as add_page() leaves it, and one reference for the
 // caller.
 address_space::new_page address_space::add_large(std::uint64_t index, unsigned order) noexcept {
+  if (!share_.may_have_order(order)) return {};
   page* const block = cache_.try_allocate_large(order);
   if (block == nullptr) return {};
   const add_outcome outcome = add_page(index, *block);
@@ -281,13 +282,15 @@ bool address_space::split(page& p, std::uint32_t holders) noexcept {
 }
 
 void address_space::count_dirty(std::int64_t pages, std::int64_t failed) noexcept {
-  cache_.count_dirty(static_cast<std::int32_t>(pages));
-  dirty_pages_.fetch_add(static_cast<std::uint32_t>(pages),
-                         std::memory_order_relaxed);  // relaxed: a level
-  if (failed == 0) return;
-  cache_.count_error(static_cast<std::int32_t>(failed));
-  error_pages_.fetch_add(static_cast<std::uint32_t>(failed),
-                         std::memory_order_relaxed);  // relaxed: under lock_
+  for (dirty_counts* const of : {&cache_.unwritten(), &share_.unwritten()}) {
+    of->add_dirty(pages);
+    if (failed != 0) of->add_failed(failed);
+  }
+}
+
+void address_space::count_writeback(std::int64_t pages) noexcept {
+  cache_.unwritten().add_writeback(pages);
+  share_.unwritten().add_writeback(pages);
 }
 
 // A page is no longer dirty, for whatever reason: neither its bits nor the counts say so.

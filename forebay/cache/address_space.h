@@ -193,9 +193,9 @@ class address_space {
   // Whatever else is under way; one call at a time. Errors: EFBIG, ENOMEM; no change then.
   task<> grow(std::uint64_t bytes);
 
-  // Has at most so many bytes in the cache from now on, 4 MiB at least; UINT64_MAX: as many as
-  // eviction leaves it. What is over goes before this returns, or, where it is in use or dirty,
-  // when others come. Any thread.
+  // Has at most so many bytes in the cache from now on, 4 MiB at least, and besides what could not
+  // be written; UINT64_MAX: as many as eviction leaves it. The flusher gives up what is over, and
+  // who brings pages two for each. Any thread.
   void set_memory_limit(std::uint64_t bytes) noexcept;
   std::uint64_t memory_limit_bytes() const noexcept { return share_.limit_bytes(); }  // 0: none
 
@@ -211,9 +211,7 @@ class address_space {
   // ---- Looking ----
 
   // How much of it is only here yet, in 4 KiB; any thread.
-  std::uint32_t dirty_pages() const noexcept {
-    return dirty_pages_.load(std::memory_order_relaxed);  // relaxed: a level
-  }
+  std::uint32_t dirty_pages() const noexcept { return share_.unwritten().dirty(); }
 
   // Its pages in the cache, and how many they may be.
   const memory_share& share() const noexcept { return share_; }
@@ -229,8 +227,8 @@ class address_space {
 
   // ---- Write-back in the background ----
 
-  // Runs until stop_flusher(): writes when the cache is over its background limit, and what is
-  // older than a few seconds.
+  // Runs until stop_flusher(): writes when the cache, or this space's part of it, is over the
+  // background limit, and what is older than a few seconds; gives up what is over the memory limit.
   task<> run_flusher();
   void stop_flusher() noexcept;
 
@@ -404,6 +402,7 @@ class address_space {
   void remove_page(page& p) noexcept FOREBAY_EXCLUDES(lock_);
   std::uint64_t evict_own(std::uint64_t wanted) noexcept FOREBAY_EXCLUDES(lock_);
   bool take_share(std::uint32_t pages) noexcept FOREBAY_EXCLUDES(lock_);
+  task<> give_up_excess();
   // memory_share.cc. Evicts a few pages, its own if it has all it may have; false if it cannot.
   bool try_make_room() noexcept;
   // Which of the two dirty limits is the nearer one, its own or the cache's, decides.
@@ -424,6 +423,7 @@ class address_space {
   void mark_dirty(page& p, std::size_t from, std::size_t to) noexcept FOREBAY_EXCLUDES(lock_);
   void mark_parts_dirty(page& p, unsigned first, unsigned end) noexcept FOREBAY_EXCLUDES(lock_);
   void count_dirty(std::int64_t pages, std::int64_t failed) noexcept FOREBAY_REQUIRES(lock_);
+  void count_writeback(std::int64_t pages) noexcept FOREBAY_REQUIRES(lock_);
   void clear_dirty(page& p) noexcept FOREBAY_REQUIRES(lock_);
   // Whether a discard works on any page of [first, end).
   bool being_discarded(std::uint64_t first, std::uint64_t end) const noexcept
@@ -585,8 +585,6 @@ class address_space {
   wait_queue ahead_ended_;
 
   std::atomic<std::int32_t> error_{0};  // negative errno of the newest write-back failure
-  std::atomic<std::uint32_t> dirty_pages_{0};
-  std::atomic<std::uint32_t> error_pages_{0};  // that are dirty because their write failed
   std::atomic<bool> stopping_{false};
   std::atomic<bool> flusher_running_{false};
   std::atomic<bool> flusher_idle_{false};

@@ -366,7 +366,7 @@ TEST(block_api, writers_are_held_at_the_dirty_limit) {
   for (std::uint64_t i = 0; i < 4096; ++i) {
     const result<bh_ref> b = getblk(*f.space, i, 4096);
     ASSERT_TRUE(b && change(**b, static_cast<unsigned>(i)));
-    ASSERT_LE(f.cache->dirty_pages(), f.cache->dirty_limit_pages());
+    ASSERT_LE(f.cache->unwritten().dirty(), f.cache->dirty_limit_pages());
   }
   EXPECT_GT(f.cache->statistics().throttled_writes, 0u);
   ASSERT_TRUE(sync_blockdev(*f.space));

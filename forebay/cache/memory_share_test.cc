@@ -7,7 +7,9 @@
 #include <atomic>
 #include <thread>
 
+#include "forebay/block/fault_device.h"
 #include "forebay/cache/test_space.h"
+#include "forebay/os/test_await.h"
 
 namespace forebay {
 namespace {
@@ -34,7 +36,8 @@ class MemoryShare : public testing::Test {
 
   memory_device medium_{image};
   memory_device other_medium_{image};
-  std::unique_ptr<page_cache> cache_ = make_cache(3 * image);
+  // Not enough for both images, but for one and a share of the other.
+  std::unique_ptr<page_cache> cache_ = make_cache(image + least + least / 2);
 };
 
 TEST_F(MemoryShare, PagesOfOthersStay) {
@@ -52,6 +55,10 @@ TEST_F(MemoryShare, PagesOfOthersStay) {
     EXPECT_GT(space.share().pages(), memory_share::pages_min * 9 / 10);
   }
   EXPECT_EQ(other.share().pages(), others);
+  space.set_memory_limit(UINT64_MAX);
+  EXPECT_EQ(space.memory_limit_bytes(), 0u);
+  read_all(space);
+  EXPECT_LT(other.share().pages(), others) << "it is the limit that keeps them";
 }
 
 // As many streams as are followed, in turns: what is read ahead for one is there still when it
@@ -79,7 +86,21 @@ TEST_F(MemoryShare, LargePagesCountByTheirFrames) {
       read(space, o, 2 << 20);
     }
   }
-  EXPECT_GE(space.share().pages(), 512u);
+  EXPECT_GT(space.share().pages(), memory_share::pages_min * 9 / 10);
+}
+
+TEST_F(MemoryShare, NoPageIsAsLargeAsAGoodPartOfIt) {
+  address_space space(*cache_, medium_, {.max_page_order = 9});
+  const auto pages_of_2mib = [&] {
+    std::vector<page_ref> pins(512);
+    const auto pinned = sync_wait(space.pin(0, 2 << 20, pins));
+    EXPECT_TRUE(pinned);
+    return pinned.value_or(0);
+  };
+  EXPECT_EQ(pages_of_2mib(), 1u);
+  ASSERT_TRUE(sync_wait(space.discard(0, image)));
+  space.set_memory_limit(least);
+  EXPECT_EQ(pages_of_2mib(), 32u);
 }
 
 TEST_F(MemoryShare, WhatIsUsedStaysLonger) {
@@ -94,24 +115,41 @@ TEST_F(MemoryShare, WhatIsUsedStaysLonger) {
   EXPECT_EQ(cache_->statistics().misses, misses);
 }
 
-TEST_F(MemoryShare, ALoweredLimitHoldsAtOnceAndForDirtyPagesWhenTheyAreWritten) {
+TEST_F(MemoryShare, WhatIsOverALoweredLimitGoesAsOthersCome) {
   address_space space(*cache_, medium_, {});
-  read_all(space);
-  EXPECT_EQ(space.share().pages(), image / page_bytes);
-  space.set_memory_limit(2 * least);
-  EXPECT_EQ(space.share().pages(), 2 * memory_share::pages_min);
-  space.set_memory_limit(UINT64_MAX);
-  EXPECT_EQ(space.memory_limit_bytes(), 0u);
   std::vector<std::byte> all(medium_.contents().begin(), medium_.contents().end());
   ASSERT_TRUE(sync_wait(space.write(0, std::span(all).first(2 * least))));
   ASSERT_EQ(space.dirty_pages(), 2 * memory_share::pages_min);
   space.set_memory_limit(least);
-  EXPECT_GE(space.share().pages(), 2 * memory_share::pages_min);
+  EXPECT_EQ(space.share().pages(), 2 * memory_share::pages_min);
   EXPECT_EQ(space.dirty_pages(), 2 * memory_share::pages_min);
   ASSERT_TRUE(sync_wait(space.flush()));
   // Two go for each that comes.
   read_all(space, page_bytes);
   EXPECT_LE(space.share().pages(), memory_share::pages_min);
+}
+
+// Nobody reads or writes, and it goes.
+TEST_F(MemoryShare, TheFlusherGivesUpWhatIsOver) {
+  address_space space(*cache_, medium_, {});
+  read_all(space);
+  ASSERT_TRUE(sync_wait(space.write(0, filled(least, 0x11))));
+  std::thread flusher([&] { ASSERT_TRUE(sync_wait(space.run_flusher())); });
+  space.set_memory_limit(least);
+  EXPECT_TRUE(eventually([&] { return space.share().pages() <= memory_share::pages_min; }));
+  // What is in use when the limit is lowered goes when it is not.
+  space.set_memory_limit(UINT64_MAX);
+  std::vector<page_ref> pins(2 * memory_share::pages_min);
+  for (std::size_t i = 0; i < pins.size(); ++i) {
+    ASSERT_EQ(sync_wait(space.pin(i * page_bytes, page_bytes, std::span(&pins[i], 1))), 1u);
+  }
+  space.set_memory_limit(least);
+  EXPECT_TRUE(eventually([&] { return space.share().pages() == pins.size(); }));
+  pins.clear();
+  EXPECT_TRUE(eventually([&] { return space.share().pages() <= memory_share::pages_min; }));
+  space.stop_flusher();
+  flusher.join();
+  ASSERT_TRUE(sync_wait(space.flush()));
 }
 
 TEST_F(MemoryShare, WritersWaitAtTwoFifthsOfIt) {
@@ -127,6 +165,76 @@ TEST_F(MemoryShare, WritersWaitAtTwoFifthsOfIt) {
   ASSERT_TRUE(sync_wait(space.flush()));
   EXPECT_TRUE(
       std::ranges::all_of(medium_.contents(), [](std::byte b) { return b == std::byte{0x5a}; }));
+}
+
+// What is under write-back is not clean yet.
+TEST_F(MemoryShare, WritersWaitForWhatIsBeingWritten) {
+  gated_device gate(medium_);
+  gate.open();
+  address_space space(*cache_, gate, {});
+  space.set_memory_limit(least);
+  gate.close();
+  const auto data = filled(least, 0x5a);
+  const auto write_both = [&]() -> task<> {
+    task_group group;
+    outcome first, second;
+    EXPECT_TRUE(keep_outcome(space.write(0, data), first).spawn(group));
+    EXPECT_TRUE(keep_outcome(space.write(2 * least, data), second).spawn(group));
+    // Each has tried again a few times.
+    while (cache_->statistics().throttled_writes < 6) co_await sleep_for(1'000'000);
+    EXPECT_GT(space.share().unwritten().writeback(), 0u);
+    EXPECT_LE(space.share().unwritten().to_write(), dirty_limit_of(memory_share::pages_min));
+    gate.open();
+    co_await group.idle();
+    EXPECT_TRUE(first.ended && !first.error);
+    EXPECT_TRUE(second.ended && !second.error);
+    co_return result<>{};
+  };
+  ASSERT_TRUE(sync_wait(write_both()));
+  ASSERT_TRUE(sync_wait(space.flush()));
+}
+
+// Neither writers nor readers wait for what does not come.
+TEST_F(MemoryShare, WhatCannotBeWrittenIsToldAndStopsNobody) {
+  fault_device failing(medium_);
+  address_space space(*cache_, failing, {});
+  address_space other(*cache_, other_medium_, {});
+  space.set_memory_limit(least);
+  failing.inject({.op = bio_op::write, .error = ENOSPC});
+  const auto data = filled(page_bytes, 0x5a);
+  std::uint64_t taken = 0;
+  for (;; taken += page_bytes) {
+    ASSERT_LE(taken, dirty_limit_of(memory_share::pages_min) * page_bytes);
+    const result<> wrote = sync_wait(space.write(taken, data));
+    if (wrote) continue;
+    EXPECT_EQ(wrote.error().value(), ENOSPC);
+    break;
+  }
+  EXPECT_EQ(space.share().unwritten().failed(), taken / page_bytes);
+  for (std::uint64_t o = 0; o < image; o += page_bytes) {
+    ASSERT_TRUE(sync_wait(other.write(o, data)));
+    if (o >= taken) read(space, o, page_bytes);
+  }
+  EXPECT_LE(space.share().pages(), memory_share::pages_min + taken / page_bytes);
+  failing.heal();
+  ASSERT_TRUE(sync_wait(space.write(taken, data)));
+  ASSERT_TRUE(sync_wait(space.flush()));
+  ASSERT_TRUE(sync_wait(other.flush()));
+  EXPECT_EQ(medium_.contents()[0], std::byte{0x5a});
+}
+
+TEST_F(MemoryShare, ALimitBelowWhatCannotBeWrittenLeavesRoomToRead) {
+  fault_device failing(medium_);
+  address_space space(*cache_, failing, {});
+  failing.inject({.op = bio_op::write});
+  ASSERT_TRUE(sync_wait(space.write(0, filled(2 * least, 0x5a))));
+  space.set_memory_limit(least);
+  for (std::uint64_t o = 2 * least; o < image; o += page_bytes) read(space, o, page_bytes);
+  EXPECT_EQ(space.share().unwritten().failed(), 2 * memory_share::pages_min);
+  EXPECT_LE(space.share().pages(), 3 * memory_share::pages_min);
+  EXPECT_FALSE(sync_wait(space.write(2 * least, filled(page_bytes, 1))));
+  failing.heal();
+  ASSERT_TRUE(sync_wait(space.flush()));
 }
 
 TEST_F(MemoryShare, WhoNeedsAPageWhileAllArePinnedWaitsForOne) {

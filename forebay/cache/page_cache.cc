@@ -230,9 +230,7 @@ std::uint64_t page_cache::reclaimable_pages() const noexcept {
     const scoped_lock hold(list_lock_);
     resident = resident_;
   }
-  // relaxed: levels.
-  const std::uint64_t unclean =
-      std::uint64_t{dirty_pages()} + writeback_.load(std::memory_order_relaxed);
+  const std::uint64_t unclean = std::uint64_t{unwritten_.dirty()} + unwritten_.writeback();
   return resident - std::min(resident, unclean) + arena_->free_pages();
 }
 
@@ -316,9 +314,9 @@ page_cache_statistics page_cache::statistics() const noexcept {
     s.eviction_history_bytes = evictor().history_bytes();
     s.eviction = policy_;
   }
-  s.dirty_pages = dirty_pages();
-  s.writeback_pages = writeback_.load(std::memory_order_relaxed);  // relaxed: a level
-  s.error_pages = error_pages();
+  s.dirty_pages = unwritten_.dirty();
+  s.writeback_pages = unwritten_.writeback();
+  s.error_pages = unwritten_.failed();
   s.dirty_limit_pages = dirty_limit_pages();
   s.background_limit_pages = background_limit_pages();
   s.hits = value_of(counters_.hits);

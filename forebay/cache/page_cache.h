@@ -32,6 +32,7 @@
 #include "forebay/cache/bio_pool.h"
 #include "forebay/cache/buffer_head.h"
 #include "forebay/cache/buffer_lru.h"
+#include "forebay/cache/dirty_counts.h"
 #include "forebay/cache/dirty_pacer.h"
 #include "forebay/cache/frame_eviction.h"
 #include "forebay/cache/page_index.h"
@@ -203,12 +204,15 @@ class page_cache {
 
   // Above the middle of the two limits the writers of a device are slowed to its pace.
   dirty_pacer::levels dirty_levels() const noexcept {
-    return dirty_pacer::levels::of(dirty_total(), background_limit_pages(), dirty_limit_pages());
+    return dirty_pacer::levels::of(unwritten_.to_write(), background_limit_pages(),
+                                   dirty_limit_pages());
   }
-  bool over_background_limit() const noexcept { return dirty_total() > background_limit_pages(); }
+  bool over_background_limit() const noexcept {
+    return unwritten_.to_write() > background_limit_pages();
+  }
   // Whether so many more may become dirty.
   bool may_dirty(std::uint32_t pages) const noexcept {
-    return dirty_total() + pages <= dirty_limit_pages();
+    return unwritten_.to_write() + pages <= dirty_limit_pages();
   }
   std::uint32_t background_limit_pages() const noexcept {
     return background_limit_.load(std::memory_order_relaxed);  // relaxed: a level
@@ -216,10 +220,6 @@ class page_cache {
   std::uint32_t dirty_limit_pages() const noexcept {
     return dirty_limit_.load(std::memory_order_relaxed);  // relaxed: a level
   }
-  // Pages that one space may keep because they could not be written; all spaces together may keep
-  // dirty_limit_pages().
-  std::uint32_t error_limit_pages() const noexcept { return dirty_limit_pages() / 4; }
-
   // Woken when write-back completes and when dirty pages are dropped.
   wait_queue& progress() noexcept { return progress_; }
 
@@ -237,25 +237,8 @@ class page_cache {
   // The buffers that each CPU used last: they keep their pages from being evicted.
   buffer_lru& lru() noexcept { return lru_; }
 
-  // Accounting by address spaces.
-  void count_dirty(std::int32_t delta) noexcept {
-    dirty_.fetch_add(static_cast<std::uint32_t>(delta),
-                     std::memory_order_relaxed);  // relaxed: a level
-  }
-  void count_writeback(std::int32_t delta) noexcept {
-    writeback_.fetch_add(static_cast<std::uint32_t>(delta),
-                         std::memory_order_relaxed);  // relaxed: a level
-  }
-  void count_error(std::int32_t delta) noexcept {
-    errors_.fetch_add(static_cast<std::uint32_t>(delta),
-                      std::memory_order_relaxed);  // relaxed: a level
-  }
-  std::uint32_t error_pages() const noexcept {
-    return errors_.load(std::memory_order_relaxed);  // relaxed: a level
-  }
-  std::uint32_t dirty_pages() const noexcept {
-    return dirty_.load(std::memory_order_relaxed);  // relaxed: a level
-  }
+  // Of all spaces, which count here as they do for themselves.
+  dirty_counts& unwritten() noexcept { return unwritten_; }
 
   struct counters {
     counter hits, misses, evictions, pages_read, pages_written, write_errors, throttled_writes,
@@ -280,15 +263,6 @@ class page_cache {
   eviction_progress reclaim(unsigned wanted) noexcept;
   bool take(page& p) noexcept;  // for eviction_, under list_lock_
   vacated vacate_held(page_ref& mine, page*& spare) noexcept;
-  // Pages that write-back is to bring down: those that cannot be written have a limit of their own,
-  // so that one failing device does not stop the writers of the others.
-  std::uint32_t dirty_total() const noexcept {
-    // relaxed: levels; a limit that is overrun by a page or two is still a limit.
-    const std::uint32_t dirty = dirty_.load(std::memory_order_relaxed);
-    const std::uint32_t failed = errors_.load(std::memory_order_relaxed);  // relaxed: as above
-    return (dirty > failed ? dirty - failed : 0) +
-           writeback_.load(std::memory_order_relaxed);  // relaxed: as above
-  }
 
   const std::shared_ptr<warm_store> warm_;
   std::unique_ptr<arena> arena_;  // in warm_'s memory
@@ -310,9 +284,7 @@ class page_cache {
   eviction_policy policy_ FOREBAY_GUARDED_BY(list_lock_);
   std::uint64_t resident_ FOREBAY_GUARDED_BY(list_lock_) = 0;
 
-  std::atomic<std::uint32_t> dirty_{0};  // changed under the space's lock_, as are the next two
-  std::atomic<std::uint32_t> writeback_{0};
-  std::atomic<std::uint32_t> errors_{0};
+  dirty_counts unwritten_;
 
   wait_queue progress_;
   counters counters_;

@@ -309,13 +309,13 @@ TEST(page_cache, writers_are_throttled_at_the_limit) {
     // Without a wait exactly up to the limit.
     while (space.try_write(at, data) == data.size()) at += page_bytes;
     EXPECT_EQ(at / page_bytes, limit);
-    EXPECT_EQ(cache->dirty_pages(), limit);
+    EXPECT_EQ(cache->unwritten().dirty(), limit);
     EXPECT_EQ(space.try_write(0, data), data.size()) << "what is dirty already may be written";
-    EXPECT_EQ(cache->dirty_pages(), limit);
+    EXPECT_EQ(cache->unwritten().dirty(), limit);
     EXPECT_EQ(cache->statistics().throttled_writes, 0u);
     for (; at < 32u << 20; at += page_bytes) {
       ASSERT_TRUE(sync_wait(space.write(at, data)));
-      ASSERT_LE(cache->dirty_pages(), limit);
+      ASSERT_LE(cache->unwritten().dirty(), limit);
     }
     EXPECT_GT(cache->statistics().throttled_writes, 0u);
     ASSERT_TRUE(sync_wait(space.flush()));

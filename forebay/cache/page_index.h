@@ -223,8 +223,10 @@ class basic_page_index {
   };
   std::optional<found> next_tagged(std::uint64_t from, std::uint64_t end,
                                    page_tag tag) const noexcept;
-  // The same for any page.
+  // The same for any page; and for one without a tag, but that a page that takes slots of an inner
+  // node may have one.
   std::optional<found> next(std::uint64_t from, std::uint64_t end) const noexcept;
+  std::optional<found> next_clean(std::uint64_t from, std::uint64_t end) const noexcept;
 
   // Pages, large and small.
   std::uint64_t size() const noexcept { return size_; }

@@ -373,4 +373,13 @@ auto basic_page_index<Traits>::next(std::uint64_t from, std::uint64_t end) const
   return search(from, end, [](const node& n) { return n.occupied; });
 }
 
+// The tags of an inner node are those of any page below.
+template <typename Traits>
+auto basic_page_index<Traits>::next_clean(std::uint64_t from, std::uint64_t end) const noexcept
+    -> std::optional<found> {
+  return search(from, end, [](const node& n) {
+    return n.shift == 0 ? n.occupied & ~(n.tags[0] | n.tags[1]) : n.occupied;
+  });
+}
+
 }  // namespace forebay

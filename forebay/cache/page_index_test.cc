@@ -36,25 +36,33 @@ model::const_iterator page_at_or_behind(const model& m, std::uint64_t number) {
   return before->first + before->second.frame->frames() > number ? before : at;
 }
 
+template <typename Wanted>
 std::optional<std::uint64_t> next_in(const model& m, std::uint64_t from, std::uint64_t end,
-                                     int tag) {
+                                     Wanted wanted) {
   for (auto at = page_at_or_behind(m, from); at != m.end() && at->first < end && from < end; ++at) {
-    if (tag < 0 || at->second.tags[static_cast<unsigned>(tag)]) return at->first;
+    if (wanted(at->second)) return at->first;
   }
   return std::nullopt;
 }
 
+bool has_no_tag(const model_entry& e) { return !e.tags[0] && !e.tags[1]; }
+bool is_above_leaves(const model_entry& e) { return e.frame->order >= 6; }
+
 void check_next(const page_index& index, const model& m, std::uint64_t from, std::uint64_t end) {
-  const auto agree = [&](const std::optional<page_index::found>& got, int tag) {
-    const auto want = next_in(m, from, end, tag);
+  const auto agree = [&](const std::optional<page_index::found>& got, auto wanted) {
+    const auto want = next_in(m, from, end, wanted);
     RC_ASSERT(got.has_value() == want.has_value());
     if (!want) return;
     RC_ASSERT(got->index == *want);
     RC_ASSERT(got->frame == m.at(*want).frame);
   };
-  agree(index.next(from, end), -1);
-  agree(index.next_tagged(from, end, page_tag::dirty), 0);
-  agree(index.next_tagged(from, end, page_tag::writeback), 1);
+  agree(index.next(from, end), [](const model_entry&) { return true; });
+  agree(index.next_clean(from, end),
+        [](const model_entry& e) { return has_no_tag(e) || is_above_leaves(e); });
+  agree(index.next_tagged(from, end, page_tag::dirty),
+        [](const model_entry& e) { return e.tags[0]; });
+  agree(index.next_tagged(from, end, page_tag::writeback),
+        [](const model_entry& e) { return e.tags[1]; });
 }
 
 RC_GTEST_PROP(page_index, agrees_with_a_map, ()) {

@@ -18,11 +18,13 @@ std::int64_t pages_of(std::size_t from, std::size_t bytes) noexcept {
 
 }  // namespace
 
-// Whether this device has left so many pages unwritten that no more can be kept for it.
+// Whether this device has left so many pages unwritten that no more can be kept for it: a part of
+// what may be dirty, or of the cache's as much as that with the others' together.
 bool address_space::over_error_limit() const noexcept {
-  const std::uint32_t own = error_pages_.load(std::memory_order_relaxed);  // relaxed: a level
-  return own != 0 &&
-         (own >= cache_.error_limit_pages() || cache_.error_pages() >= cache_.dirty_limit_pages());
+  const std::uint32_t own = share_.unwritten().failed();
+  const std::uint32_t all = cache_.dirty_limit_pages();
+  return own != 0 && (own >= std::min(share_.error_limit(), error_limit_of(all)) ||
+                      cache_.unwritten().failed() >= all);
 }
 
 // How long who is about to dirty a page should wait first, for the sake of the device's pace.

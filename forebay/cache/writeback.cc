@@ -46,7 +46,7 @@ bool address_space::has_failed(page& p, std::uint64_t from, std::uint64_t end) n
 
 // Whether something of the range is dirty because its last write failed.
 bool address_space::any_failed(std::uint64_t from, std::uint64_t end) const noexcept {
-  if (error_pages_.load(std::memory_order_relaxed) == 0) return false;  // relaxed: under lock_
+  if (share_.unwritten().failed() == 0) return false;
   for (auto found = index_.next_tagged(from, end, page_tag::dirty); found;
        found = index_.next_tagged(found->end(), end, page_tag::dirty)) {
     if (has_failed(*found->frame, from, end)) return true;
@@ -73,9 +73,9 @@ address_space::start_outcome address_space::start_writeback(page& p) noexcept {
   if (p.is_large()) {
     page_parts parts(p);
     parts.copy(part_set::dirty, part_set::io);
-    cache_.count_writeback(static_cast<std::int32_t>(parts.count(part_set::io)));
+    count_writeback(parts.count(part_set::io));
   } else {
-    cache_.count_writeback(1);
+    count_writeback(1);
   }
   clear_dirty(p);
   if (page_buffers(p) != nullptr) {
@@ -105,7 +105,7 @@ void address_space::end_writeback(page& p, std::int32_t status) noexcept {
       parts.clear(part_set::io_ended);
       failed = parts.clear(part_set::io_failed);
     }
-    cache_.count_writeback(static_cast<std::int32_t>(-ended));
+    count_writeback(-ended);
     if (ended != failed) {
       pacer_.written(monotonic_clock::now_ns(), static_cast<std::uint32_t>(ended - failed));
     }
@@ -413,6 +413,7 @@ task<> address_space::run_flusher() {
         },
         flusher_period_ns);
     flusher_idle_.store(false, std::memory_order_relaxed);  // relaxed: a hint for writers
+    if (share_.excess() != 0) co_await give_up_excess();
     const std::uint64_t now = monotonic_clock::now_ns();
     const bool aged = now - last_pass_ns >= age_limit_ns;
     if (!aged && !over_background_limit()) continue;
