@@ -2,6 +2,7 @@
 """Limits of exports: one that has one keeps to it, whoever asks and whatever is asked of the other;
 they are changed while clients wait, and are seen."""
 
+import contextlib
 import os
 import time
 
@@ -71,10 +72,11 @@ def is_changed_while_some_wait(server):
 
 
 def keeps_to_its_memory(directory):
-    """Whatever is read and written of an export with a limit, the pages of the other stay."""
+    """Whatever is read and written of an export with a limit, the pages of the other stay, though
+    the cache is too small for both."""
     images = [sparse_file(os.path.join(directory, name), 16 * MIB) for name in ("c.img", "d.img")]
     limited = ["--limit", "c.img:memory=4M"]
-    with Server(*images, cache="64M", options=limited) as server:
+    with Server(*images, cache="24M", options=limited) as server:
         with server.client("c.img") as client, server.client("d.img") as other:
             for at in range(0, 16 * MIB, MIB):
                 other.read(at, MIB)
@@ -98,16 +100,44 @@ def keeps_to_its_memory(directory):
             tune(server, "c.img:memory=0")
             for at in range(0, 16 * MIB, MIB):
                 client.read(at, MIB)
-            expect(exports(server)["c.img"]["resident_pages"] == others, "it is limited still")
+            seen = exports(server)
+            own = seen["c.img"]["resident_pages"]
+            expect(own > 4 * MIB // PAGE, f"{own} pages: it is limited still")
+            expect(seen["d.img"]["resident_pages"] < others, "what of the other one has it taken?")
+            tune(server, "memory=1M", fails=True)
+            tune(server, "memory=4M")
 
             def all_are_within():
-                tune(server, "memory=8M")
                 pages = [e["resident_pages"] for e in exports(server).values()]
-                return max(pages) <= 8 * MIB // PAGE
+                return max(pages) <= 4 * MIB // PAGE
 
-            # What a reply has been sent from a moment ago may be held still.
-            wait_for(all_are_within, PATIENCE, "at most 8 MiB of each")
-            tune(server, "memory=1M", fails=True)
+            # Though nobody asks for anything.
+            wait_for(all_are_within, PATIENCE, "at most 4 MiB of each")
+
+
+def replies_that_nobody_reads_leave_it_room(directory):
+    """Clients that ask for much and take nothing do not hold all the memory that others need."""
+    image = os.path.join(directory, "e.img")
+    with open(image, "wb") as f:
+        f.write(b"data" * (64 * MIB // 4))
+    with Server(image, cache="64M", options=["--limit", "memory=4M"]) as server:
+        with contextlib.ExitStack() as open_clients:
+            for k in range(4):
+                lazy = open_clients.enter_context(server.client("e.img"))
+                for i in range(12):
+                    lazy.submit(nbd.CMD_READ, (12 * k + i) * MIB, MIB)
+            wait_for(lambda: is_stuck(server), PATIENCE, "replies that nobody takes")
+            with server.client("e.img") as other:
+                for at in range(48 * MIB, 64 * MIB, PAGE * 16):
+                    other.read(at, PAGE)
+
+
+def is_stuck(server):
+    """Whether reads are under way and none gets on."""
+    first = server.statistics()
+    time.sleep(0.2)
+    second = server.statistics()
+    return second["requests_in_flight"] > 0 and first["cache"]["hits"] == second["cache"]["hits"]
 
 
 def test(directory):
@@ -133,6 +163,8 @@ def test(directory):
                 expect(server.stop() == 0, server.stderr())
     with cases.case("the memory of an export"):
         keeps_to_its_memory(directory)
+    with cases.case("clients that take no replies"):
+        replies_that_nobody_reads_leave_it_room(directory)
     cases.finish()
 
 

@@ -16,7 +16,21 @@ import random
 import time
 
 from journal import Journal, Load
-from lib import KIB, MIB, Failure, Server, expect, main, program, run, say, sparse_file
+from lib import (
+    KIB,
+    MIB,
+    PAGE,
+    PATIENCE,
+    Failure,
+    Server,
+    expect,
+    main,
+    program,
+    run,
+    say,
+    sparse_file,
+    wait_for,
+)
 
 STRESS = "FOREBAY_STRESS" in os.environ
 ROUNDS = 100 if STRESS else 4
@@ -91,7 +105,7 @@ def hit_ratio(server, client, offsets):
 
     hits, misses = counts()
     for offset in offsets:
-        client.read(offset, 4096)
+        client.read(offset, PAGE)
     now_hits, now_misses = counts()
     return (now_hits - hits) / (now_hits - hits + now_misses - misses)
 
@@ -104,7 +118,7 @@ def as_warm_as_before(directory):
     # Some pages are read more often than others. The same reads each time: their ratio differs by
     # what the cache holds and not by what chance asked for.
     rng = random.Random(7)
-    offsets = [int(rng.random() ** 4 * (IMAGE // 4096)) * 4096 for _ in range(3000)]
+    offsets = [int(rng.random() ** 4 * (IMAGE // PAGE)) * PAGE for _ in range(3000)]
     server = Server(image, cache=CACHE, options=options)
     with server.client() as client:
         cold = hit_ratio(server, client, offsets)
@@ -128,6 +142,22 @@ def as_warm_as_before(directory):
     expect(before - after < (before - cold) / 4, said)
     expect(found > had * 0.94, f"{found} of {had} pages recovered")
     say(f"{said}; served again after {gap:.2f} s")
+    gives_up_what_is_over_a_limit(image, options)
+
+
+def gives_up_what_is_over_a_limit(image, options):
+    """Of a cache that comes back with more pages than the export may have now, though nobody asks
+    for anything."""
+    most = 4 * MIB // PAGE
+    server = Server(image, cache=CACHE, options=options)
+    had = resident(server)
+    server.kill()
+    expect(had > most, f"{had} pages, which are too few to show it")
+    with Server(image, cache=CACHE, options=[*options, "--limit", "memory=4M"]) as server:
+        found = warm_of(server)["recovered_pages"]
+        expect(found > most, f"{found} of {had} pages recovered")
+        wait_for(lambda: resident(server) <= most, PATIENCE, f"at most {most} pages")
+        expect(resident(server) > most * 0.9, "more have gone than had to")
 
 
 def refused(image, *options):

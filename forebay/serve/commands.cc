@@ -78,7 +78,7 @@ task<> connection::reserve_pins(std::size_t pages, bool gate_is_mine) {
     if (out_.broken()) return true;
     if (!gate_is_mine && turn != pin_turn_) return false;
     const std::size_t taken = out_.pinned_pages() + (gate_is_mine ? 0 : reserved_pins_);
-    return taken == 0 || taken + pages <= host_.pin_allowance();
+    return taken == 0 || taken + pages <= pin_allowance();
   };
   while (!fits()) {
     out_.kick();
@@ -110,7 +110,7 @@ task<> connection::do_read(nbd::request r) {
   while (at < r.end() && !error && !out_.broken()) {
     const std::uint64_t pages_left = ((r.end() - 1) >> page_shift) - (at >> page_shift) + 1;
     const std::size_t pages =
-        std::min({pages_left, std::uint64_t{MaxPages}, std::uint64_t{host_.pin_allowance()}});
+        std::min({pages_left, std::uint64_t{MaxPages}, std::uint64_t{pin_allowance()}});
     if (!may_work()) co_await its_turn();
     turn_.charge(std::min(r.end() - at, pages * page_bytes));
     if (const result<> reserved = co_await reserve_pins(pages, gate_is_mine); !reserved) {

@@ -91,8 +91,8 @@ class connection_host {
   // What connections live on. Any thread.
   virtual request_memory& memory() noexcept = 0;
 
-  // Pages that a connection may pin for replies at present; at least 1. Any thread.
-  virtual std::size_t pin_allowance() const noexcept = 0;
+  // Pages of an export that a connection may pin for replies at present; at least 1. Any thread.
+  virtual std::size_t pin_allowance(const nbd_export& of) const noexcept = 0;
 
   // Bytes of request memory that a connection's requests beyond the first may have at present. Any
   // thread.
@@ -218,6 +218,7 @@ class connection {
                     bool last) noexcept;
   void append_status(std::uint64_t length_bytes, std::uint32_t flags) noexcept;
   task<> reserve_pins(std::size_t pages, bool gate_is_mine);
+  std::size_t pin_allowance() const noexcept { return host_.pin_allowance(*session_.exported); }
   bool pins_awaited() const noexcept { return pin_turn_ != pin_turns_given_; }
 
   // reply.cc

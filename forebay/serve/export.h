@@ -74,6 +74,7 @@ class nbd_export {
   const export_options& options() const noexcept { return options_; }
   const std::string& name() const noexcept { return options_.name; }
   address_space& space() noexcept { return *space_; }
+  const address_space& space() const noexcept { return *space_; }
   device& dev() noexcept { return *device_; }
   // Between the cache and the device.
   const request_queue& queue() const noexcept { return *queue_; }

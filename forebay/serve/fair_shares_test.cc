@@ -25,7 +25,7 @@ class shared_loop : public test_host {
     look_.run = [](completion& c) noexcept { static_cast<event&>(c).self->look(); };
   }
 
-  std::size_t pin_allowance() const noexcept override { return 512; }
+  std::size_t pin_allowance(const nbd_export&) const noexcept override { return 512; }
 
   struct client {
     std::uint64_t each_bytes = 0;  // of a reply

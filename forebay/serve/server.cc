@@ -481,10 +481,10 @@ std::vector<nbd_export*> server::exports() {
   return all;
 }
 
-std::size_t server::pin_allowance() const noexcept {
+std::size_t server::pin_allowance(const nbd_export& of) const noexcept {
   // relaxed: a share that follows the number of clients with a delay is as good.
   const std::size_t clients = std::max(1u, clients_.load(std::memory_order_relaxed));
-  const std::size_t pages = cache_->allowed_pages();
+  const std::size_t pages = std::min(cache_->allowed_pages(), of.space().share().limit());
   return std::clamp<std::size_t>(pages / pin_share / clients, 1, pin_max_pages);
 }
 

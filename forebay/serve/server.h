@@ -117,7 +117,7 @@ class server final : public connection_host {
   bool client_arrived() noexcept override;
   void client_left() noexcept override;
   request_memory& memory() noexcept override { return *memory_; }
-  std::size_t pin_allowance() const noexcept override;
+  std::size_t pin_allowance(const nbd_export& of) const noexcept override;
   std::size_t request_allowance() const noexcept override;
   const connection_settings& settings() const noexcept override { return options_.connections; }
   void client_failed(client_failure which, int socket, const char* why) noexcept override;

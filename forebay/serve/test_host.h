@@ -60,7 +60,7 @@ class test_host : public connection_host {
   std::string statistics_text() override { return std::string(100'000, 's'); }
   task<std::string> tune(std::string_view) override { co_return std::string("not here"); }
   request_memory& memory() noexcept override { return *memory_; }
-  std::size_t pin_allowance() const noexcept override { return 64; }
+  std::size_t pin_allowance(const nbd_export&) const noexcept override { return 64; }
   std::size_t request_allowance() const noexcept override {
     return memory_->limits().request_bytes_max;
   }

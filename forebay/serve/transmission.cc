@@ -231,8 +231,7 @@ bool connection::continued_by_next(const nbd::request& r) const noexcept {
 bool connection::read_at_once(const nbd::request& r) {
   if (r.length == 0 || gate_closed_ || pins_awaited() || validate(r) != 0) return false;
   const std::size_t pages = pages_of(r.offset, r.length);
-  if (pages > at_once_pages ||
-      out_.pinned_pages() + reserved_pins_ + pages > host_.pin_allowance()) {
+  if (pages > at_once_pages || out_.pinned_pages() + reserved_pins_ + pages > pin_allowance()) {
     return false;
   }
   if (!out_.room(pages_reply(pages))) return false;

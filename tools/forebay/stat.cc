@@ -106,9 +106,10 @@ void print_queue(const json& q) {
 void print_limits(const json& e) {
   const json& l = e["limits"];
   const auto n = [&](const char* key) { return l[key].get<std::uint64_t>(); };
-  if (n("memory_bytes") != 0) {
+  // An older server has no such limit.
+  if (const auto bytes = l.value("memory_bytes", std::uint64_t{0}); bytes != 0) {
     fmt::print("  memory   {} of the {} that it may have\n",
-               human_bytes(count_in(e, "resident_pages") * 4096), human_bytes(n("memory_bytes")));
+               human_bytes(count_in(e, "resident_pages") * 4096), human_bytes(bytes));
   }
   const bool limited = n("requests_per_s") + n("bytes_per_s") != 0;
   if (!limited && n("throttled") == 0) return;
