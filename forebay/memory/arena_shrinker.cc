@@ -22,8 +22,7 @@ std::uint64_t arena_shrinker::count_bytes() noexcept {
   return bytes;
 }
 
-shrinker::scan_result arena_shrinker::scan_bytes(std::uint64_t bytes, shrink_goal goal) noexcept {
-  if (goal != shrink_goal::give_back) return {.freed_bytes = 0, .stop = true};
+shrinker::scan_result arena_shrinker::scan_bytes(std::uint64_t bytes, shrink_goal) noexcept {
   pieces_.shrink();
   std::uint64_t freed = 0;
   // The highest first: what is in use gathers in the low ones.

@@ -18,7 +18,8 @@ class arena_shrinker final : public shrinker {
   arena_shrinker(std::string name, arena& memory, general_cache& pieces)
       : shrinker({.name = std::move(name),
                   .seeks = default_seeks / 2,
-                  .batch_bytes = arena::chunk_bytes}),
+                  .batch_bytes = arena::chunk_bytes,
+                  .only_gives_back = true}),
         memory_(memory),
         pieces_(pieces) {}
 

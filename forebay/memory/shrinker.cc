@@ -70,7 +70,9 @@ std::uint64_t shrinker_registry::shrink(std::uint64_t wanted_bytes, shrink_goal 
                                         const std::stop_token& stop) noexcept {
   const scoped_lock mine(turn_);
   request r{.wanted_bytes = wanted_bytes, .goal = goal, .stop = stop};
-  for (shrinker* s = next(nullptr); s != nullptr; s = next(s)) s->stopped_ = false;
+  for (shrinker* s = next(nullptr); s != nullptr; s = next(s)) {
+    s->stopped_ = s->options_.only_gives_back && goal != shrink_goal::give_back;
+  }
   for (unsigned priority = lowest_priority; !r.done(); --priority) {
     for (shrinker* s = next(nullptr); s != nullptr && !r.done(); s = next(s)) {
       ask(*s, priority, r);

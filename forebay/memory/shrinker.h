@@ -57,6 +57,7 @@ class shrinker {
     // for what costs nothing.
     unsigned seeks = default_seeks;
     std::uint64_t batch_bytes = 128u << 10;  // at a time; not 0
+    bool only_gives_back = false;            // has no frames: not asked when these are the goal
   };
 
   explicit shrinker(options opts) : options_(std::move(opts)) {}
