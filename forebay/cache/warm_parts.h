@@ -1,4 +1,4 @@
-// The layout of a warm store's file, for the two sources that know it.
+// The layout of a warm store's file, for the two sources that know it, and their tests.
 #pragma once
 
 #include <array>

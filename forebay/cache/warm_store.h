@@ -221,9 +221,11 @@ class warm_store {
   // An image has become so many bytes long; before anything of it is noted behind its old end.
   void note_grown(unsigned image, std::uint64_t bytes) noexcept;
 
- private:
+  // The file's layout (warm_parts.h).
   struct header;
   struct image_entry;
+
+ private:
   class opening;  // warm_opening.cc
 
   warm_store(kept_memory file, std::string path, std::uint64_t data_offset) noexcept

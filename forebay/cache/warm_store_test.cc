@@ -12,6 +12,7 @@
 #include "forebay/block/file_device.h"
 #include "forebay/cache/shrink.h"
 #include "forebay/cache/test_space.h"
+#include "forebay/cache/test_warm_file.h"
 #include "forebay/cache/warm_store.h"
 
 namespace forebay {
@@ -404,6 +405,21 @@ TEST_F(WarmStore, AFileThatContradictsItselfIsRefused) {
     if (!good(b)) ++refused;
   }
   EXPECT_GT(refused, static_cast<unsigned>(rounds) / 4);
+}
+
+TEST(HostileWarmFile, IsServedOrRefused) {
+  hostile_warm_file file;
+  EXPECT_EQ(file.serve({}), hostile_warm_file::fate::served);
+  std::mt19937_64 rng(5);
+  std::array<unsigned, 3> fates{};
+  const int rounds = std::getenv("FOREBAY_STRESS") != nullptr ? 20'000 : 300;
+  for (int i = 0; i < rounds; ++i) {
+    std::vector<std::uint8_t> input(1 + rng() % 60);
+    for (std::uint8_t& b : input) b = static_cast<std::uint8_t>(rng());
+    ++fates[static_cast<std::size_t>(file.serve(input))];
+  }
+  EXPECT_GT(fates[0], 0u);
+  EXPECT_GT(fates[2], 0u);
 }
 
 TEST_F(WarmStore, OnlyAFileInMemoryWillDo) {
