@@ -11,7 +11,6 @@
 namespace forebay {
 namespace {
 
-constexpr unsigned max_threads = 64;
 constexpr std::uint64_t drain_grace_ns = 5'000'000'000;
 constexpr std::uint64_t accept_pause_ns =
     100'000'000;  // after an error of accept, such as no free descriptors
@@ -194,7 +193,7 @@ result<> server::start() {
   // Its lock ends with the last transfer, then (kept_memory.h).
   if (cache_->warm() != nullptr) fds.push_back(cache_->warm()->fd());
   for (unsigned i = 0; i < options_.threads; ++i) {
-    auto w = std::make_unique<worker>(*this);
+    auto w = std::make_unique<worker>(*this, worker_clients_[i]);
     std::error_code unregistered;
     if (auto r = w->start(cache_->memory(), fds, unregistered); !r) {
       for (auto& started : workers_) started->stop();
@@ -266,9 +265,16 @@ void server::client_failed(client_failure which, int socket, const char* why) no
   }
 }
 
-server::worker& server::next_worker() noexcept {
-  // relaxed: any order of turns will do.
-  return *workers_[next_worker_.fetch_add(1, std::memory_order_relaxed) % workers_.size()];
+server::worker& server::freest_worker() noexcept {
+  // The first one is the last choice, because it has the flushers.
+  const auto clients = [this](std::size_t i) {
+    return worker_clients_[i].load(std::memory_order_relaxed);  // relaxed: a level
+  };
+  std::size_t best = workers_.size() - 1;
+  for (std::size_t i = best; i-- != 0;) {
+    if (clients(i) < clients(best)) best = i;
+  }
+  return *workers_[best];
 }
 
 task<> server::accept_clients(acceptor* a) {
@@ -284,7 +290,7 @@ task<> server::accept_clients(acceptor* a) {
     if (!socket) {
       if (n != -EINTR && n != -ECONNABORTED) co_await sleep_for(accept_pause_ns);
     } else if (client_arrived()) {
-      next_worker().adopt(std::move(socket));
+      freest_worker().adopt(std::move(socket));
     }
   }
   co_return result<>{};
@@ -460,10 +466,14 @@ task<std::string> server::tune(std::string_view changes) {
   co_return std::string();
 }
 
-server_statistics server::statistics() const noexcept {
+server_statistics server::statistics() const {
   std::array<std::uint64_t, client_failures> failed{};
   for (std::size_t i = 0; i < failed.size(); ++i) {
     failed[i] = clients_failed_[i].load(std::memory_order_relaxed);  // relaxed: a statistic
+  }
+  std::vector<unsigned> by_thread(options_.threads);
+  for (std::size_t i = 0; i < by_thread.size(); ++i) {
+    by_thread[i] = worker_clients_[i].load(std::memory_order_relaxed);  // relaxed: a statistic
   }
   return {.uptime_s = static_cast<double>(monotonic_clock::now_ns() - started_ns_) / 1e9,
           .threads = options_.threads,
@@ -471,7 +481,8 @@ server_statistics server::statistics() const noexcept {
           .clients = clients_.load(std::memory_order_relaxed),
           .clients_total = clients_total_.load(std::memory_order_relaxed),      // relaxed: above
           .clients_refused = clients_refused_.load(std::memory_order_relaxed),  // relaxed: above
-          .clients_failed = failed};
+          .clients_failed = failed,
+          .clients_by_thread = std::move(by_thread)};
 }
 
 std::vector<nbd_export*> server::exports() {

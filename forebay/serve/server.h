@@ -64,10 +64,13 @@ struct server_statistics {
   std::uint64_t clients_total = 0;
   std::uint64_t clients_refused = 0;
   std::array<std::uint64_t, client_failures> clients_failed{};  // by client_failure
+  std::vector<unsigned> clients_by_thread;
 };
 
 class server final : public connection_host {
  public:
+  static constexpr unsigned max_threads = 64;
+
   // Errors: as page_cache::create; EINVAL for a number of threads out of range.
   static result<std::unique_ptr<server>> create(const server_options& opts,
                                                 memory_source& source = memory_source::system());
@@ -104,8 +107,8 @@ class server final : public connection_host {
   // In the order in which they were added.
   std::vector<nbd_export*> exports();
 
-  // What is counted of the server as a whole. Any thread, after start().
-  server_statistics statistics() const noexcept;
+  // What is counted of the server as a whole. Throws std::bad_alloc. Any thread, after start().
+  server_statistics statistics() const;
   pressure_monitor& monitor() noexcept { return *monitor_; }
   shrinker_registry& shrinkers() noexcept { return shrinkers_; }
 
@@ -137,7 +140,7 @@ class server final : public connection_host {
   bool has_export(std::string_view name) const noexcept;
   std::string check_limits(std::string_view text, export_limits& out);
   void apply(const export_limits& limits);
-  worker& next_worker() noexcept;
+  worker& freest_worker() noexcept;
   // An accept that is under way on worker 0's loop; its fields belong to that thread.
   struct acceptor {
     int listener = -1;
@@ -180,8 +183,8 @@ class server final : public connection_host {
   std::atomic<std::uint64_t> clients_total_{0};
   std::atomic<std::uint64_t> clients_refused_{0};
   std::array<std::atomic<std::uint64_t>, client_failures> clients_failed_{};
+  std::array<std::atomic<unsigned>, max_threads> worker_clients_{};
   std::atomic<std::uint64_t> next_line_ns_{0};  // about a client that failed
-  std::atomic<unsigned> next_worker_{0};
   std::atomic<bool> stopping_{false};
 };
 

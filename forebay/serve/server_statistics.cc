@@ -296,6 +296,7 @@ json statistics_of(server& of) {
       {"uptime_s", s.uptime_s},
       {"threads", s.threads},
       {"clients", s.clients},
+      {"clients_by_thread", s.clients_by_thread},
       {"clients_total", s.clients_total},
       {"clients_refused", s.clients_refused},
       {"clients_failed",

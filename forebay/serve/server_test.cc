@@ -283,6 +283,26 @@ TEST(Server, MoreClientsThanAllowedAreTurnedAway) {
   EXPECT_NE(s.get().statistics_text().find("\"clients_refused\":1"), std::string::npos);
 }
 
+TEST(Server, AClientGoesWhereTheFewestAre) {
+  test_server s({.threads = 2});
+  s.add(named("disk"));
+  s.start();
+  std::list<raw_client> clients;
+  const auto come = [&] { ASSERT_TRUE(clients.emplace_back(s).go("disk")); };
+  using counts = std::vector<unsigned>;
+  come();
+  EXPECT_EQ(s.get().statistics().clients_by_thread, (counts{0, 1})) << "away from the flushers";
+  for (int i = 0; i < 3; ++i) come();
+  EXPECT_EQ(s.get().statistics().clients_by_thread, (counts{2, 2}));
+  clients.pop_front();  // the first and the third
+  clients.erase(std::next(clients.begin()));
+  ASSERT_TRUE(s.wait_for_clients(2));
+  EXPECT_EQ(s.get().statistics().clients_by_thread, (counts{2, 0}));
+  come();
+  come();
+  EXPECT_EQ(s.get().statistics().clients_by_thread, (counts{2, 2}));
+}
+
 TEST(Server, ASmallCacheAllowsFewClients) {
   test_server s({.cache_bytes = page_cache::min_bytes});
   s.add(named("disk"), 8 * mib);

@@ -112,9 +112,10 @@ struct server::worker::arrival : completion {
 };
 
 void server::worker::adopt(unique_fd socket) {
+  client_count_.fetch_add(1, std::memory_order_relaxed);  // relaxed: a level
   request_memory& memory = server_.memory();
   void* const raw = memory.allocate(sizeof(arrival));
-  if (raw == nullptr) return server_.client_left();
+  if (raw == nullptr) return one_left();
   auto* a = new (raw) arrival;
   a->self = this;
   a->socket = std::move(socket);
@@ -130,9 +131,9 @@ void server::worker::adopt(unique_fd socket) {
 }
 
 void server::worker::arrived(unique_fd socket) noexcept {
-  if (draining_) return server_.client_left();
+  if (draining_) return one_left();
   void* const raw = server_.memory().allocate(sizeof(client));
-  if (raw == nullptr) return server_.client_left();
+  if (raw == nullptr) return one_left();
   auto* c = new (raw) client(server_, *loop_, std::move(socket));
   if (!c->conn.usable()) return end_client(c);
   connections_.push_back(c->conn);
@@ -162,11 +163,16 @@ void server::worker::start_checks() noexcept {
   loop_->start(check_.when);
 }
 
+void server::worker::one_left() noexcept {
+  client_count_.fetch_sub(1, std::memory_order_relaxed);  // relaxed: a level
+  server_.client_left();
+}
+
 void server::worker::end_client(client* c) noexcept {
   c->conn.link.unlink();
   c->~client();
   server_.memory().free(c, sizeof *c);
-  server_.client_left();
+  one_left();
   client_left_.wake_all();
   // If it has gone off at this moment it finds nobody.
   if (connections_.empty() && check_.started && loop_->cancel(check_.when)) check_.started = false;

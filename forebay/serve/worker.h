@@ -13,7 +13,9 @@ namespace forebay {
 
 class server::worker {
  public:
-  explicit worker(server& owner) noexcept : server_(owner) {}
+  // `clients` counts its clients.
+  worker(server& owner, std::atomic<unsigned>& clients) noexcept
+      : server_(owner), client_count_(clients) {}
   ~worker();
   worker(const worker&) = delete;
   worker& operator=(const worker&) = delete;
@@ -57,13 +59,15 @@ class server::worker {
   void arrived(unique_fd socket) noexcept;
   task<> serve_client(client* c);
   void end_client(client* c) noexcept;
+  void one_left() noexcept;
   void start_checks() noexcept;
   static task<> run_then_signal(maker* work, std::shared_ptr<std::promise<void>> done);
 
   server& server_;
   std::unique_ptr<loop> loop_;  // made and ended by the thread
   std::thread thread_;
-  std::binary_semaphore may_go_{0};  // the loop may be ended
+  std::binary_semaphore may_go_{0};      // the loop may be ended
+  std::atomic<unsigned>& client_count_;  // the server's, from adopt() on
   // Below: the loop's thread only.
   intrusive_list<connection, &connection::link> connections_;
   task_group background_;
