@@ -157,9 +157,11 @@ void reply_queue::kick() noexcept {
 
 void reply_queue::send_soon() noexcept {
   const bool enough = building_ != nullptr && building_->pinned_frames >= early_frames;
-  if (!enough || sending_ != nullptr || broken_ || first_closed_ != nullptr || tls_ != nullptr) {
-    return kick();
-  }
+  enough ? send_at_once() : kick();
+}
+
+void reply_queue::send_at_once() noexcept {
+  if (sending_ != nullptr || broken_ || first_closed_ != nullptr || tls_ != nullptr) return kick();
   // Straight away: a submission's end would be seen only after all that is ready now.
   if (!take_next()) return;
   const std::int32_t n = send_now(fd_, sending_->message.header());

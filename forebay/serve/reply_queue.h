@@ -68,6 +68,8 @@ class reply_queue {
   // The same as kick() for replies that have been waited for: once a few have gathered they do not
   // wait for the turn's end, so that the client works on them while the rest is being made.
   void send_soon() noexcept;
+  // The same, however few.
+  void send_at_once() noexcept;
 
   // Frames of the pages pinned by replies that are not sent yet.
   std::size_t pinned_pages() const noexcept { return pinned_; }

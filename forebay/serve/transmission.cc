@@ -26,6 +26,10 @@ constexpr std::uint64_t status_cost = 128u << 10;  // a block status asks much o
 // Requests that may end without a wait before there is one: it bounds the stack where a compiler
 // without optimisation makes no tail call of a task that ends so.
 constexpr unsigned dispatches_max = 256;
+// Of writes that are done at once so many are answered together while there is more to do: the
+// client works on the answers meanwhile, and neither of the two sleeps while the other works. (Of
+// reads the answers are most of the work, and are not made by and by.)
+constexpr unsigned writes_together = 16;
 
 std::uint64_t cost_of(const nbd::request& r) noexcept {
   return r.what() == nbd::command::block_status ? status_cost : task_cost;
@@ -145,6 +149,7 @@ task<> connection::transmit() {
   in_.count_moves(session_.exported->copied(payload_copy::moved));
   if (tls_) tls_->count_copies(session_.exported->copied(payload_copy::tls));
   const std::size_t header_bytes = request_header_bytes();
+  unsigned written = 0;  // at once
   for (unsigned dispatched = 0;;) {
     if (in_.available().size() < header_bytes) {
       send_at_rest();
@@ -178,7 +183,11 @@ task<> connection::transmit() {
     }
     if (r.what() == nbd::command::read && read_at_once(r)) continue;
     const bool unusual = session_.extended && (r.flags & nbd::flag_payload_len) != 0;
-    if (r.what() == nbd::command::write && !unusual && write_at_once(r)) continue;
+    if (r.what() == nbd::command::write && !unusual && write_at_once(r)) {
+      const bool more = in_.available().size() >= header_bytes;
+      if (more && ++written % writes_together == 0) out_.send_at_once();
+      continue;
+    }
     turn_.charge(cost_of(r));
     if (++dispatched >= dispatches_max) {
       dispatched = 0;
