@@ -184,7 +184,8 @@ page_ref address_space::try_pin_unreadable(std::uint64_t index) noexcept {
   return p;
 }
 
-void address_space::expect_reads(std::span<const std::uint64_t> offsets) const noexcept {
+template <bool Write>
+void address_space::expect(std::span<const std::uint64_t> offsets) const noexcept {
   // From there on the processor's own prefetcher has seen enough to go on.
   constexpr std::size_t data_lines = 8;
   for (const std::uint64_t offset : offsets) index_.expect_lookup(page_of(offset));
@@ -192,8 +193,15 @@ void address_space::expect_reads(std::span<const std::uint64_t> offsets) const n
     const std::optional<std::uint32_t> frame = index_.expect_pin(page_of(offset));
     if (!frame) continue;
     const std::byte* const data = frames_ + (std::size_t{*frame} << page_shift);
-    for (std::size_t i = 0; i < data_lines; ++i) __builtin_prefetch(data + i * cache_line_bytes);
+    for (std::size_t i = 0; i < data_lines; ++i)
+      __builtin_prefetch(data + i * cache_line_bytes, Write ? 1 : 0);
   }
+}
+void address_space::expect_reads(std::span<const std::uint64_t> offsets) const noexcept {
+  expect<false>(offsets);
+}
+void address_space::expect_writes(std::span<const std::uint64_t> offsets) const noexcept {
+  expect<true>(offsets);
 }
 
 bool address_space::being_discarded(std::uint64_t first, std::uint64_t end) const noexcept {

@@ -147,11 +147,12 @@ class address_space {
   // errors.
   task<> read(std::uint64_t offset, std::span<std::byte> out);
 
-  // A hint that the pages of these offsets will be asked for in a moment, as when several requests
-  // have arrived together: what a look-up of each reads, and the first of its data, is on its way
-  // to this CPU's caches when the call returns, for all of them at once. Changes and counts
+  // A hint that the pages of these offsets will be read or written in a moment, as when several
+  // requests have arrived together: what a look-up of each reads, and the first of its data, is on
+  // its way to this CPU's caches when the call returns, for all of them at once. Changes and counts
   // nothing. Any offsets; any thread.
   void expect_reads(std::span<const std::uint64_t> offsets) const noexcept;
+  void expect_writes(std::span<const std::uint64_t> offsets) const noexcept;
 
   // Brings a range into the cache.
   task<> prefetch(std::uint64_t offset, std::uint64_t length);
@@ -485,6 +486,8 @@ class address_space {
     step how;
     std::size_t bytes;  // of the data, that lie in the page; written if `how` is done
   };
+  template <bool Write>
+  void expect(std::span<const std::uint64_t> offsets) const noexcept;
   attempt write_in_page(std::uint64_t offset, std::span<const std::byte> data, page_ref& p,
                         bool paced = false) noexcept;
   attempt write_in_new_page(std::uint64_t offset, std::span<const std::byte> data, page_ref& p,

@@ -52,13 +52,16 @@ TEST_F(views, see_pages_that_are_wholly_valid) {
   EXPECT_FALSE(space.try_view(UINT64_MAX));
 }
 
-TEST_F(views, reads_that_are_expected_change_and_count_nothing) {
+TEST_F(views, what_is_expected_changes_and_counts_nothing) {
   write(0, filled(2 * page_bytes, 7));
   const auto before = cache->statistics();
   // There, not there, behind the end, and no offset at all.
-  space.expect_reads(std::array<std::uint64_t, 6>{0, page_bytes + 100, 5 * page_bytes, device_bytes,
-                                                  device_bytes * 1000, UINT64_MAX});
+  const std::array<std::uint64_t, 6> offsets{
+      0, page_bytes + 100, 5 * page_bytes, device_bytes, device_bytes * 1000, UINT64_MAX};
+  space.expect_reads(offsets);
   space.expect_reads({});
+  space.expect_writes(offsets);
+  space.expect_writes({});
   const auto after = cache->statistics();
   EXPECT_EQ(after.hits, before.hits);
   EXPECT_EQ(after.misses, before.misses);

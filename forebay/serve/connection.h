@@ -183,7 +183,7 @@ class connection {
   bool select_contexts(nbd::request& r, std::span<const std::byte> payload) const noexcept;
   task<> refuse(const nbd::request& r, int error);
   int validate(const nbd::request& r) const noexcept;
-  void expect_reads() const noexcept;
+  void expect_requests() noexcept;
   bool continued_by_next(const nbd::request& r) const noexcept;
   bool read_at_once(const nbd::request& r);
   bool write_at_once(const nbd::request& r);
@@ -274,9 +274,10 @@ class connection {
   progress moved_;
   rate_limit::place place_;  // of the request that is at hand, when its export has a limit
   wait_queue place_left_;
-  bool at_rest_ = false;          // no request has come whose reply is not under way
-  bool failed_ = false;           // and has been told of
-  std::uint64_t arrived_ns_ = 0;  // when the requests that are being parsed had come in
+  bool at_rest_ = false;           // no request has come whose reply is not under way
+  bool failed_ = false;            // and has been told of
+  std::uint64_t expected_to_ = 0;  // of what is received, so far expect_requests() has announced
+  std::uint64_t arrived_ns_ = 0;   // when the requests that are being parsed had come in
 };
 
 }  // namespace forebay

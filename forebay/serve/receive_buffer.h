@@ -55,6 +55,7 @@ class receive_buffer {
   task<> skip(std::uint64_t bytes);
 
   std::uint64_t received_bytes() const noexcept { return received_bytes_; }
+  std::uint64_t consumed_bytes() const noexcept { return received_bytes_ - available().size(); }
   std::size_t capacity() const noexcept { return capacity_; }
 
  private:

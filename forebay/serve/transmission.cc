@@ -18,7 +18,7 @@ constexpr std::size_t whole_write_bytes = 64u << 10;
 // A read up to this many pages is answered at once if all of them are there.
 constexpr std::size_t at_once_pages = 64;
 // Announced at a time.
-constexpr std::size_t expected_reads = 64;
+constexpr std::size_t expected_requests = 64;
 // What requests are charged beside their data, as bytes: about so much could be moved in the time.
 constexpr std::uint64_t at_once_cost = 8u << 10;
 constexpr std::uint64_t task_cost = 24u << 10;
@@ -66,6 +66,9 @@ std::uint16_t type_in(const std::byte* header) noexcept {
 }
 std::uint64_t offset_in(const std::byte* header) noexcept {
   return nbd::load<std::uint64_t>(header + 16);
+}
+std::uint64_t length_in(const std::byte* header, bool extended) noexcept {
+  return extended ? nbd::load<std::uint64_t>(header + 24) : nbd::load<std::uint32_t>(header + 24);
 }
 bool is_read(const std::byte* header) noexcept {
   return static_cast<nbd::command>(type_in(header)) == nbd::command::read;
@@ -126,7 +129,7 @@ result<nbd::request> connection::parse(const std::byte* at) const noexcept {
                  type_in(at),
                  nbd::load<std::uint64_t>(at + 8),
                  offset_in(at),
-                 extended ? nbd::load<std::uint64_t>(at + 24) : nbd::load<std::uint32_t>(at + 24),
+                 length_in(at, extended),
                  arrived_ns_,
                  session_.contexts};
   if (!extended) return r;
@@ -158,8 +161,8 @@ task<> connection::transmit() {
       at_rest_ = false;
       if (!r) co_return r;
       arrived_ns_ = monotonic_clock::now_ns();
-      expect_reads();
     }
+    if (in_.consumed_bytes() >= expected_to_) expect_requests();
     if (!may_work()) {
       together.reset();
       co_await its_turn();
@@ -203,18 +206,31 @@ task<> connection::transmit() {
   }
 }
 
-// Reads that have arrived together are looked up one after the other, and each look-up waits for
-// memory a few times. So all of them are announced before the first.
-void connection::expect_reads() const noexcept {
-  std::array<std::uint64_t, expected_reads> offsets;
+// Requests that have arrived together are looked up one after the other, and each look-up waits for
+// memory a few times. So those of a kind are announced before the first. At least one request's
+// header is there.
+void connection::expect_requests() noexcept {
+  std::array<std::uint64_t, expected_requests> offsets;
+  std::span<const std::byte> arrived = in_.available();
+  const std::size_t header = request_header_bytes();
+  const std::uint16_t type = type_in(arrived.data());
+  const bool reads = is_read(arrived.data());
+  if (!reads && static_cast<nbd::command>(type) != nbd::command::write) return;
   std::size_t n = 0;
-  const std::size_t step = request_header_bytes();
-  for (std::span<const std::byte> arrived = in_.available();
-       arrived.size() >= step && n < offsets.size(); arrived = arrived.subspan(step)) {
-    if (!is_read(arrived.data())) break;
+  while (arrived.size() >= header && type_in(arrived.data()) == type && n < offsets.size()) {
+    const std::uint64_t payload = reads ? 0 : length_in(arrived.data(), session_.extended);
+    if (payload > arrived.size() - header) break;
     offsets[n++] = offset_in(arrived.data());
+    arrived = arrived.subspan(header + payload);
   }
-  if (n > 1) session_.exported->space().expect_reads({offsets.data(), n});
+  expected_to_ = in_.received_bytes() - arrived.size();
+  if (n <= 1) return;
+  const address_space& space = session_.exported->space();
+  if (reads) {
+    space.expect_reads({offsets.data(), n});
+  } else {
+    space.expect_writes({offsets.data(), n});
+  }
 }
 
 // How long the request at hand has to wait for its export's limit before it asks again; 0: it
