@@ -161,6 +161,14 @@ def options(bench, good):
         "--socket with --listen", good, "--listen", f"127.0.0.1:{free_port()}", says=["listen"]
     )
     bench.serve("an export name that is too long", good, "--name", "x" * 5000, says=["name"])
+    bench.serve(
+        "more descriptions than images",
+        *(good, "--description", "one", "--description", "two"),
+        says=["description", "images"],
+    )
+    bench.serve(
+        "a description that is too long", good, "--description", "x" * 5000, says=["4096"]
+    )
     bench.refused("no subcommand")
     bench.refused("unknown subcommand", "server", good)
     bench.refused("stat without a socket", "stat")

@@ -11,6 +11,7 @@ import nbd
 from lib import KIB, MIB, PAGE, Cases, Server, expect, main, need, run, sparse_file
 
 IMAGES = {"first.img": 24 * MIB, "second.raw": 40 * MIB, "third": 9 * MIB + 512 * KIB}
+DESCRIPTIONS = ["the first: a disk", ""]
 POOL = os.urandom(4 * MIB)
 
 
@@ -52,6 +53,9 @@ def listed(server):
     exports = json.loads(run("nbdinfo", "--list", "--json", server.uri()).stdout)["exports"]
     found = {export["export-name"]: export["export-size"] for export in exports}
     expect(found == IMAGES, f"nbdinfo lists {found}")
+    told = [export.get("description", "") for export in exports]
+    expect(told[:2] == DESCRIPTIONS, f"nbdinfo says they are {told}")
+    expect(told[2].startswith("9.5 MiB of ") and told[2].endswith("/third"), f"of the third: {told[2]}")
     for name in IMAGES:
         size = run("nbdinfo", "--size", server.uri(name)).stdout.strip()
         expect(size == str(IMAGES[name]), f"nbdinfo says {name} has {size} bytes")
@@ -94,7 +98,8 @@ def test(directory):
     paths = {
         name: sparse_file(os.path.join(directory, name), size) for name, size in IMAGES.items()
     }
-    with Server(*paths.values(), cache="16M") as server:
+    described = [word for text in DESCRIPTIONS for word in ("--description", text)]
+    with Server(*paths.values(), cache="16M", options=described) as server:
         with cases.case("LIST and INFO"):
             listed(server)
         with cases.case("the default export is the first image"):

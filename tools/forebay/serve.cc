@@ -145,7 +145,7 @@ std::optional<std::string> check_options(const serve_options& o) {
   if (o.cache_max_bytes && !o.warm.empty()) {
     return "--cache-max does not go with --warm, whose file has the size of the cache";
   }
-  if (auto problem = check_client_options(o.clients)) return problem;
+  if (auto problem = check_client_options(o.clients, o.images.size())) return problem;
   if (!o.name.empty() && o.images.size() > 1) {
     return "--name goes with a single image; several are named after their files";
   }
@@ -189,8 +189,10 @@ std::optional<std::string> open_images(const serve_options& o, std::vector<opene
     }
     opened_image image;
     image.opts.name = o.name.empty() ? std::filesystem::path(path).filename().string() : o.name;
-    image.opts.description = fmt::format("{} of {}{}", human_bytes(limits.size_bytes), path,
-                                         o.read_only ? ", read-only" : "");
+    image.opts.description = out.size() < o.clients.descriptions.size()
+                                 ? o.clients.descriptions[out.size()]
+                                 : fmt::format("{} of {}{}", human_bytes(limits.size_bytes), path,
+                                               o.read_only ? ", read-only" : "");
     image.opts.min_block_bytes = block;
     image.opts.write_through = o.write_through;
     image.opts.readahead_bytes = o.readahead_bytes;

@@ -45,9 +45,22 @@ void add_client_options(CLI::App& to, client_options& o) {
                 "every export, each by itself")
       ->type_name("[EXPORT:]LIMITS")
       ->allow_extra_args(false);
+  to.add_option("--description", o.descriptions,
+                "What clients that list the exports are told of the first image (its size and "
+                "path); given again, of the next")
+      ->type_name("TEXT")
+      ->allow_extra_args(false);
 }
 
-std::optional<std::string> check_client_options(const client_options& o) {
+std::optional<std::string> check_client_options(const client_options& o, std::size_t images) {
+  if (o.descriptions.size() > images) {
+    return "--description: more of them than images; the first is the first image's, and so on";
+  }
+  for (const std::string& text : o.descriptions) {
+    if (text.size() > nbd::max_string_bytes) {
+      return "--description: longer than the 4096 bytes that the protocol allows";
+    }
+  }
   if (o.policy() != tls_policy::off && !o.has_sources()) {
     return fmt::format("--tls {}: needs --tls-certificates DIR or --tls-psk FILE", o.tls);
   }

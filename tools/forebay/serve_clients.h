@@ -1,5 +1,5 @@
 // Of `forebay serve`: which clients are served, by TLS or not, how many, for how long,
-// and what they may ask for.
+// what they are told and what they may ask for.
 #pragma once
 
 #include <memory>
@@ -22,7 +22,8 @@ struct client_options {
   double handshake_timeout_s = 30;
   double send_timeout_s = 60;
   double idle_timeout_s = 0;
-  std::vector<std::string> limits;  // of exports (serve/export_limits.h)
+  std::vector<std::string> limits;        // of exports (serve/export_limits.h)
+  std::vector<std::string> descriptions;  // of the first images
 
   // Whether there is something to do TLS with.
   bool has_sources() const;
@@ -33,8 +34,8 @@ struct client_options {
 // Adds the options of these names.
 void add_client_options(CLI::App& to, client_options& o);
 
-// What is wrong with them, in a line for the user.
-std::optional<std::string> check_client_options(const client_options& o);
+// What is wrong with them, in a line for the user, where so many images are served.
+std::optional<std::string> check_client_options(const client_options& o, std::size_t images);
 
 // Sets a server's options by them. The credentials are to live as long as the server. The error is
 // a line for the user.
