@@ -258,6 +258,11 @@ def browser(server, port, directory):
         expect(re.fullmatch(r"[\d.]+ %|–", view.text("#tile-hit")), view.text("#tile-hit"))
         expect("disk.img" in view.text("#exports") and "64 MiB" in view.text("#exports"), "exports")
         expect("page_index_node" in view.text("#pools"), "pools")
+        expect(view.text("#limits") == "", view.text("#limits"))
+        run(program(), "tune", server.stat_address, "--limit", "iops=5000,bytes=20M,memory=8M")
+        said = "Limits: disk.img: 5000 requests/s, 20 MiB/s, 8 MiB of the cache"
+        wait_for(lambda: view.text("#limits") == said, PATIENCE, "the limits")
+        run(program(), "tune", server.stat_address, "--limit", "iops=0,bytes=0,memory=0")
         # Every plot has drawn its lines inside its frame, and nothing is no number.
         for plot in ("curve", "hit-ratio", "throughput", "requests", "read-latency",
                      "write-latency", "dirty", "devices", "memory"):
