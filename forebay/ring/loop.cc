@@ -50,7 +50,7 @@ void loop::submit(const uring_request& r, completion& done) noexcept {
   done.transfer = r.is_transfer();
   transfers_ += done.transfer ? 1 : 0;
   // What cannot be handed over now stays queued for the turn's end.
-  if (queue_.queued() >= hand_over_batch) static_cast<void>(queue_.ring_doorbell(0));
+  if (queue_.queued() >= (eager_ ? 1 : hand_over_batch)) static_cast<void>(queue_.ring_doorbell(0));
 }
 
 void loop::cancel(completion& target) noexcept {
@@ -82,9 +82,13 @@ unsigned loop::coalesce() noexcept {
 void loop::sleep() noexcept {
   std::uint64_t limit_ns = busy() ? 0 : until_next_timer_ns();
   const unsigned completions = limit_ns == 0 ? 1 : coalesce();
-  if (completions > 1) limit_ns = std::min(limit_ns, coalesce_limit_ns);
-  // Who waits for several has no hurry.
-  if (limit_ns != 0 && completions == 1 && busy_poll_.wanted()) {
+  if (completions > 1) {
+    limit_ns = std::min(limit_ns, coalesce_limit_ns);
+    eager_ = completions * pace_ns_ <= busy_poll_.length_ns();
+  }
+  // Who waits for several has no hurry, unless a look that is allowed to last so long sees them all
+  // come: then it takes each as soon as it is there.
+  if (limit_ns != 0 && (completions == 1 || eager_) && busy_poll_.wanted()) {
     if (poll(limit_ns)) {
       if (queue_.ready()) return;
       limit_ns = 0;

@@ -115,6 +115,7 @@ class loop final : public executor {
   unsigned ended_ = 0;                   // of them, since measured_ns_
   std::uint64_t measured_ns_ = 0;        // when the pace was last looked at
   std::uint64_t pace_ns_ = coalesce_ns;  // from the end of one to that of the next, of late
+  bool eager_ = false;                   // looks for each of many transfers, and hands over each
   busy_poll busy_poll_;
   fair_turns turns_{*this};
   completion woken_;

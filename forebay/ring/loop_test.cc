@@ -397,6 +397,52 @@ TEST(Loop, AnIdleOneSoonSleepsAtOnce) {
   EXPECT_LE(l.polls().looks(), 16u);
 }
 
+TEST(Loop, LooksForManyTransfersWhileTheyComeFastAndNoLonger) {
+  auto made = loop::create();
+  ASSERT_TRUE(made.has_value());
+  loop& l = **made;
+  l.set_busy_poll(1'000'000);
+  std::array<unique_fd, 20> events;
+  for (unique_fd& e : events) e = std::move(make_event_fd().value());
+  constexpr unsigned enough = 20'000;
+  std::atomic<unsigned> taken{0};
+  std::atomic<std::uint64_t> looks{0};  // at the end of the last read
+  std::atomic<bool> over{false};
+  task_group readers;
+  const auto read_all = [&](int fd) -> task<> {
+    std::uint64_t count = 0;
+    while (!over) {
+      const auto to = one_segment(&count, sizeof count);
+      EXPECT_EQ(co_await loop::io(uring_request::read(fd, to, 0)), 8);
+      looks = l.polls().looks();
+      ++taken;
+    }
+    co_return result<>{};
+  };
+  call start([&] {
+    for (unique_fd& e : events) EXPECT_TRUE(read_all(e.get()).spawn(readers));
+  });
+  l.post(start);
+  std::jthread others([&] {
+    while (taken < enough) {
+      for (unique_fd& e : events) signal_event_fd(e.get());
+    }
+    // Nothing ends now, and each look in vain puts off the next.
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    const std::uint64_t before = looks;
+    const unsigned quiet = taken;
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    signal_event_fd(events[0].get());
+    while (taken == quiet) std::this_thread::yield();
+    EXPECT_LE(looks - before, 20u);
+    over = true;
+    for (unique_fd& e : events) signal_event_fd(e.get());
+    while (taken < quiet + events.size()) std::this_thread::yield();
+    l.stop();
+  });
+  l.run();
+}
+
 TEST(Loop, IoGoesOnBesideWorkThatNeverRunsDry) {
   loop_thread l;
   bool done = false;
