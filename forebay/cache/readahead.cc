@@ -116,7 +116,10 @@ readahead::stream& readahead::establish(const stream& candidate) noexcept {
 // The window at the stream's edge, twice as large as the last one.
 readahead_window readahead::next_window(stream& s) noexcept {
   // The pieces of a strided stream are as large as its accesses.
-  if (s.delta != forward && s.delta != backward && s.pages > window_bound_) return {};
+  if (s.delta != forward && s.delta != backward && s.pages > window_bound_) {
+    s.edge = plus(s.last, s.delta);  // where the next one is known by
+    return {};
+  }
   const std::uint32_t least = std::min(window_min_pages, limit_);
   s.window = std::clamp(s.window == 0 ? 2 * s.pages : 2 * s.window, least, limit_);
   readahead_window w;

@@ -405,6 +405,19 @@ TEST(readahead_of_a_space, is_bound_to_windows_of_a_size) {
   policy.set_window_bound(16);
   EXPECT_EQ(ahead_of(50'000, 32), 16u);
   EXPECT_EQ(ahead_of(60'000, 48), 0u);
+  // It stays one stream, and pushes no other out.
+  constexpr std::uint64_t apart = 100'000;
+  std::array<readahead_window, readahead::streams_max - 1> others;
+  for (std::uint64_t i = 0; i < others.size(); ++i) {
+    static_cast<void>(policy.on_access(i * apart, 1, true));
+    others[i] = policy.on_access(i * apart + 1, 1, true);
+    EXPECT_NE(others[i].pages, 0u);
+  }
+  for (std::uint64_t i = 0; i < 64; ++i)
+    static_cast<void>(policy.on_access(900'000 + i * 48, 32, true));
+  for (const readahead_window& w : others) {
+    EXPECT_NE(policy.on_access(w.marker, 1, false).pages, 0u) << w.marker;
+  }
 }
 
 TEST(readahead_of_a_space, waste_is_weighed_in_pages_of_4_kib) {
