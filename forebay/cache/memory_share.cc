@@ -16,6 +16,8 @@ std::uint64_t address_space::evict_own(std::uint64_t wanted) noexcept {
   // Where everything is used all the time, so many are asked about it, and the next ones go.
   const std::uint64_t looks_patient = 1024 + 16 * wanted;
   const std::uint64_t busy_most = std::min(share_.pages(), 4096u);
+  // Nothing to look for: this is asked again and again while all of it waits for the device.
+  if (share_.unwritten().dirty() >= share_.pages()) return 0;
   std::uint64_t gone = 0;
   std::uint64_t busy = 0;  // one after the other
   for (std::uint64_t looks = 0; gone < wanted && busy <= busy_most; ++looks) {
@@ -23,7 +25,7 @@ std::uint64_t address_space::evict_own(std::uint64_t wanted) noexcept {
     {
       const scoped_lock hold(lock_);
       auto found = index_.next_clean(hand_, UINT64_MAX);
-      if (!found) found = index_.next_clean(0, UINT64_MAX);
+      if (!found) found = index_.next_clean(0, hand_);
       if (!found) break;
       hand_ = found->end();
       p = found->frame;

@@ -194,6 +194,47 @@ TEST_F(MemoryShare, WritersWaitForWhatIsBeingWritten) {
   ASSERT_TRUE(sync_wait(space.flush()));
 }
 
+// All of it is dirty and more than it may be: the first few that are written make room.
+TEST_F(MemoryShare, WhoNeedsAPageDoesNotWaitForAllThatIsDirty) {
+  gated_device gate(medium_);
+  address_space space(*cache_, gate, {});
+  // Every second page, so that each is a request by itself, and they are more than go out at once.
+  for (std::uint64_t o = 0; o < image; o += 2 * page_bytes)
+    ASSERT_TRUE(sync_wait(space.write(o, filled(page_bytes, 0x5a))));
+  space.set_memory_limit(least);
+  constexpr std::uint64_t wanted = 3 * least + page_bytes;
+  std::vector<std::byte> out(page_bytes);
+  const auto end_first_write = [&gate] {
+    for (std::uint64_t o = 0; o < image; o += 2 * page_bytes) {
+      if (gate.end(bio_op::write, o)) return true;
+    }
+    return false;
+  };
+  const auto read_one = [&]() -> task<> {
+    task_group group;
+    outcome flusher, reader;
+    EXPECT_TRUE(keep_outcome(space.run_flusher(), flusher).spawn(group));
+    while (gate.held() < 2) co_await sleep_for(1'000'000);
+    EXPECT_TRUE(keep_outcome(space.read(wanted, out), reader).spawn(group));
+    co_await sleep_for(1'000'000);
+    EXPECT_FALSE(reader.ended);
+    // Over a limit two go for one that comes.
+    for (int i = 0; i < 4; ++i) EXPECT_TRUE(end_first_write());
+    for (int i = 0; i < 1000 && !reader.ended; ++i) {
+      static_cast<void>(gate.end(bio_op::read, wanted));
+      co_await sleep_for(1'000'000);
+    }
+    EXPECT_TRUE(reader.ended && !reader.error);
+    gate.open();
+    space.stop_flusher();
+    co_await group.idle();
+    co_return result<>{};
+  };
+  ASSERT_TRUE(sync_wait(read_one()));
+  EXPECT_EQ(out[17], at(wanted + 17));
+  ASSERT_TRUE(sync_wait(space.flush()));
+}
+
 // Neither writers nor readers wait for what does not come.
 TEST_F(MemoryShare, WhatCannotBeWrittenIsToldAndStopsNobody) {
   fault_device failing(medium_);

@@ -198,6 +198,12 @@ task<> address_space::write(std::uint64_t offset, std::span<const std::byte> dat
 // limits are never reached, and nobody writes, must not stop who needs a page.
 task<> address_space::wait_for_memory() {
   if (try_make_room()) co_return result<>{};
+  // relaxed: a hint. What the flusher writes anyway is not waited for as a whole: a page is enough.
+  if (flusher_running_.load(std::memory_order_relaxed) && over_background_limit()) {
+    wake_flusher();
+    co_await cache_.frames_available();
+    co_return result<>{};
+  }
   const result<sweep> wrote = co_await write_back(0, size_bytes(), 0);
   if (!wrote || wrote->error != 0 || wrote->pages == 0) co_await cache_.frames_available();
   co_return result<>{};
