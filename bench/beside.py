@@ -63,32 +63,27 @@ class Writer:
 
 
 class BesideBench:
-    """`load` asks nbd_load for a sample of a server; `servers` are running ones by name."""
+    """`servers` are running ones by name, `missing` says of others why they are not. `read(server, depth)` samples reads of
+    READ_RANGE, `flush(server)` waits until what was written is durable."""
 
-    def __init__(self, servers, load, image_bytes, rounds, seconds, progress):
-        self.servers, self.load, self.image_bytes = servers, load, image_bytes
-        self.rounds, self.seconds, self.progress = rounds, seconds, progress
-
-    def sample(self, server, depth):
-        got = self.load(server, ["--depth", str(depth), "--block", "4096", "--range", str(READ_RANGE), "--seconds",
-                                 str(self.seconds)])
-        return {"per_second": got["operations_per_second"], "p50_us": got["latency_us"]["p50"],
-                "p99_us": got["latency_us"]["p99"], "p99.9_us": got["latency_us"]["p99.9"]}
+    def __init__(self, servers, missing, read, flush, image_bytes, rounds, progress):
+        self.servers, self.missing, self.read, self.flush = servers, missing, read, flush
+        self.image_bytes, self.rounds, self.progress = image_bytes, rounds, progress
 
     def pair(self, server, depth):
         """A sample of the server alone, and one beside the writer."""
-        alone = self.sample(server, depth)
+        alone = self.read(server, depth)
         writer = Writer(server, self.image_bytes)
         try:
-            beside = self.sample(server, depth)
+            beside = self.read(server, depth)
             writer.check()
         finally:
             writer.stop()
-        self.load(server, ["--flush"])  # nothing of it is left for the next one's turn
+        self.flush(server)  # nothing of it is left for the next one's turn
         return {"alone": alone, "beside": beside}
 
     def run(self, measure):
-        rounds, failed = {name: [] for name in self.servers}, {}
+        rounds, failed = {name: [] for name in [*self.servers, *self.missing]}, dict(self.missing)
         for turn in range(self.rounds):
             for name, server in self.servers.items():
                 if name in failed:
@@ -106,8 +101,8 @@ class BesideBench:
 
 def summary(rounds):
     """Medians, and the medians of what each round's two samples say of each other."""
-    out = {when: {k: statistics.median(r[when][k] for r in rounds) for k in rounds[0][when]} for when in ("alone", "beside")}
-    for ratio, key in (("rate", "per_second"), ("p99", "p99_us")):
+    out = {when: {k: statistics.median(r[when][k] for r in rounds) for k in ("op/s", "p99_us")} for when in ("alone", "beside")}
+    for ratio, key in (("rate", "op/s"), ("p99", "p99_us")):
         out[ratio] = statistics.median(r["beside"][key] / r["alone"][key] for r in rounds)
     return out
 
@@ -120,7 +115,7 @@ def print_measure(measure, rows):
         if "failed" in row:
             print(f"  {name:<16}  {row['failed']}")
             continue
-        cells = [f"{row['alone']['per_second']:,.0f}", f"{row['beside']['per_second']:,.0f}", f"{row['rate']:.2f}",
+        cells = [f"{row['alone']['op/s']:,.0f}", f"{row['beside']['op/s']:,.0f}", f"{row['rate']:.2f}",
                  f"{row['alone']['p99_us']:,.0f}", f"{row['beside']['p99_us']:,.0f}", f"{row['p99']:.2f}"]
         print(f"  {name:<16}" + "".join(f"{c:>15}" for c in cells))
     ours = rows.get(OURS, {})
