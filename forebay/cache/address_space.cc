@@ -403,7 +403,7 @@ void address_space::pace_dirtied(std::uint32_t pages) noexcept {
 void address_space::call_flusher() noexcept {
   // relaxed: a flusher that goes idle looks at the limit itself afterwards.
   if (over_background_limit() && flusher_idle_.load(std::memory_order_relaxed)) {
-    flusher_wanted_.wake_all();
+    wake_flusher();
   }
 }
 

@@ -266,7 +266,7 @@ task<> address_space::wait_for(step s, std::uint64_t offset, std::size_t bytes, 
       if (!flusher_running_.load(std::memory_order_acquire)) {
         co_await write_back(0, size_bytes(), 0);
       }
-      flusher_wanted_.wake_all();
+      wake_flusher();
       co_await cache_.progress().wait_unless([this]() noexcept { return !over_dirty_limit(); },
                                              100'000'000);
       break;

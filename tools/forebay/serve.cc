@@ -149,9 +149,7 @@ std::optional<std::string> check_options(const serve_options& o) {
   if (!o.name.empty() && o.images.size() > 1) {
     return "--name goes with a single image; several are named after their files";
   }
-  if (o.name.size() > nbd::max_string_bytes) {
-    return "--name: longer than the 4096 bytes that the protocol allows";
-  }
+  if (auto problem = check_text("--name", o.name)) return problem;
   if (o.numa_node != any_numa_node && !numa_node_exists(o.numa_node)) {
     return fmt::format(
         "--numa-node {}: this machine has no such node; numactl --hardware lists them",

@@ -52,14 +52,18 @@ void add_client_options(CLI::App& to, client_options& o) {
       ->allow_extra_args(false);
 }
 
+std::optional<std::string> check_text(std::string_view option, const std::string& text) {
+  if (text.size() <= nbd::max_string_bytes) return std::nullopt;
+  return fmt::format("{}: longer than the {} bytes that the protocol allows", option,
+                     nbd::max_string_bytes);
+}
+
 std::optional<std::string> check_client_options(const client_options& o, std::size_t images) {
   if (o.descriptions.size() > images) {
     return "--description: more of them than images; the first is the first image's, and so on";
   }
   for (const std::string& text : o.descriptions) {
-    if (text.size() > nbd::max_string_bytes) {
-      return "--description: longer than the 4096 bytes that the protocol allows";
-    }
+    if (auto problem = check_text("--description", text)) return problem;
   }
   if (o.policy() != tls_policy::off && !o.has_sources()) {
     return fmt::format("--tls {}: needs --tls-certificates DIR or --tls-psk FILE", o.tls);

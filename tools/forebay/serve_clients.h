@@ -6,6 +6,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "forebay/os/fd.h"
@@ -33,6 +34,9 @@ struct client_options {
 
 // Adds the options of these names.
 void add_client_options(CLI::App& to, client_options& o);
+
+// What is wrong with the text that an option has clients told, in a line for the user.
+std::optional<std::string> check_text(std::string_view option, const std::string& text);
 
 // What is wrong with them, in a line for the user, where so many images are served.
 std::optional<std::string> check_client_options(const client_options& o, std::size_t images);
